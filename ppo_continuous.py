@@ -1,0 +1,763 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#   "torch==2.13.0",
+#   "gymnasium[mujoco]==1.4.0",
+#   "mujoco==4.0.0",
+#   "ale-py==0.12.1",
+#   "numpy>=2",
+#   "tyro>=1.0.17",
+#   "wandb>=0.31",
+# ]
+# ///
+"""PPO with the clipped surrogate objective, for continuous actions.
+
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347.
+Algorithm 1, in this file's names. Each iteration
+    runs the policy in num_envs environments for num_steps steps   train(), "Rollout"
+    estimates advantages, eqs. 11 and 12                           gae()
+    takes update_epochs passes over minibatches, eqs. 7 and 9      surrogate(), update(), "Update"
+
+Not in the paper, marked (+) where it happens, each with its flag: --norm-obs, --norm-reward,
+--norm-adv, --bootstrap-truncated, --anneal-lr, --anneal-clip-coef, --init, --adam-eps,
+--max-grad-norm, --clip-vloss, --clip-actions, --target-kl. What they do stands in Args.
+
+Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
+"""
+
+import io
+import json
+import math
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import nn
+from torch.distributions import Independent, Normal, kl_divergence
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "Hopper"  # Hopper means Hopper-v4; some_module:TheirEnv-v0 works too
+    total_timesteps: int = 1_000_000  # environment steps, rounded down to whole iterations
+    seed: int = 1
+
+    # Table 3 of the paper
+    num_envs: int = 1  # N, actors
+    num_steps: int = 2048  # T, horizon of one rollout
+    learning_rate: float = 3e-4  # Adam's step size
+    update_epochs: int = 10  # K, passes over the rollout
+    minibatch_size: int = 64  # M
+    gamma: float = 0.99  # discount
+    gae_lambda: float = 0.95  # lambda of eq. 11
+    clip_coef: float = 0.2  # epsilon of eq. 7
+    clip_log_ratio: bool = False  # clip log r to +- epsilon instead (the paper: no better)
+    vf_coef: float = 1.0  # c1 of eq. 9
+    ent_coef: float = 0.0  # c2 of eq. 9
+
+    # (+) Not in the paper
+    norm_obs: bool = True  # standardise observations by running moments, clip them to +-5
+    norm_reward: bool = True  # divide rewards by the running std of the discounted return
+    norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # standardise advantages over it
+    bootstrap_truncated: bool = True  # a time limit ends no task: V(s_T) stands for the rest
+    anneal_lr: bool = True  # decrease the step size linearly to 0
+    anneal_clip_coef: bool = False  # decrease epsilon likewise
+    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # initial weights
+    adam_eps: float = 1e-5  # Adam's epsilon
+    max_grad_norm: float | None = None  # clip the norm of the gradient to it
+    clip_vloss: float | None = None  # clip the change of V in the value loss to +- it
+    clip_actions: bool = False  # clip actions to the action space before env.step
+    target_kl: float | None = None  # end the update after an epoch whose mean KL exceeds it
+
+    # The run
+    run_dir: str | None = None  # the same command continues or confirms the run that lives there
+    checkpoint_every: int = 25  # iterations, and at least once a minute
+    exp_name: str = Path(__file__).stem
+    compile: bool = True  # compile the update, unless the run is too short to repay it
+    cuda: bool = False  # update on the GPU, if any; networks this small are faster without
+    num_threads: int = 1  # CPU threads; two runs on a core each beat one on two
+    torch_deterministic: bool = True
+    save_model: bool = True  # write agent.pt at the end
+    capture_video: bool = False  # film an episode every tenth of the run, or those of --eval
+    eval: str | None = None  # play ten episodes with the agent of this run directory
+    track: bool = False  # log to Weights & Biases, too
+    wandb_project_name: str = "ppo"
+    wandb_entity: str | None = None
+
+    @property
+    def batch_size(self):
+        return self.num_envs * self.num_steps
+
+    @property
+    def obs_clip(self):
+        return 5.0 if self.norm_obs else math.inf
+
+    @property
+    def device(self):
+        return torch.device("cuda" if self.cuda and torch.cuda.is_available() else "cpu")
+
+    @property
+    def num_iterations(self):
+        return self.total_timesteps // self.batch_size
+
+    def __post_init__(self):
+        for name, x in vars(self).items():
+            low = 1 if type(x) is int and name != "seed" else 0
+            high = 1 if name in ("gamma", "gae_lambda", "clip_coef") else 1e12
+            if type(x) in (int, float) and not low <= x <= high:
+                raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
+        N, T, M = self.num_envs, self.num_steps, self.minibatch_size
+        if M == 1 or N * T % M:
+            raise ValueError(f"--minibatch-size {M}: must divide {N} * {T} and exceed 1")
+        if self.total_timesteps < N * T:
+            raise ValueError(f"--total-timesteps {self.total_timesteps}: below a batch, {N} * {T}")
+
+
+def surrogate(ratio, advantage, clip_coef, clip_log_ratio=False):
+    """L^CLIP, eq. 7, to be maximised. ratio [M] is r_t(theta) = pi(a_t|s_t) / pi_old(a_t|s_t)."""
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    if clip_log_ratio:
+        clipped_ratio = ratio.log().clamp(-clip_coef, clip_coef).exp()
+    return torch.min(ratio * advantage, clipped_ratio * advantage).mean()
+
+
+def gae(rewards, values, dones, last_value, gamma, gae_lambda):
+    """Advantages [T, N] from rewards, values, dones [T, N] and last_value [N], the value of s_T.
+
+    dones[t] says that the episode ended with step t: s_{t+1} belongs to the next one.
+    """
+    next_values = np.concatenate([values[1:], last_value[None]])
+    deltas = rewards + gamma * (1 - dones) * next_values - values  # eq. 12
+    decay = gamma * gae_lambda * (1 - dones)
+    advantages, advantage = np.zeros_like(rewards), np.zeros_like(last_value)
+    for t in reversed(range(len(rewards))):
+        advantages[t] = advantage = deltas[t] + decay[t] * advantage  # eq. 11
+    return advantages
+
+
+class Agent(nn.Module):
+    """Policy and value function, an MLP of 64 and 64 tanh units each, with their input filter."""
+
+    def __init__(self, obs_size, action_size, init, obs_clip):
+        super().__init__()
+        self.obs_moments, self.obs_clip = Moments(obs_size), obs_clip
+        self.actor = mlp(obs_size, action_size, init, last_gain=0.01)
+        self.critic = mlp(obs_size, 1, init, last_gain=1.0)
+        self.log_std = nn.Parameter(torch.zeros(action_size))
+
+    def forward(self, obs):
+        """pi, a distribution over actions [..., A], and value [...], both from obs [..., O]."""
+        mean, std = self.obs_moments.mean_std()
+        x = ((obs - mean) / std).clamp(-self.obs_clip, self.obs_clip)  # (+)
+        pi = Independent(Normal(self.actor(x), self.log_std.exp()), 1)
+        return pi, self.critic(x).squeeze(-1)
+
+    def numpy_policy(self):
+        """Mean, a function of numpy obs [..., O], and std [A] of pi: 7 us a call, not 130."""
+        parameters = (*self.actor.parameters(), self.log_std.exp(), *self.obs_moments.mean_std())
+        w1, b1, w2, b2, w3, b3, std, obs_mean, obs_std = (
+            p.detach().cpu().numpy().T.copy() for p in parameters
+        )
+
+        def mean(obs):
+            x = ((obs - obs_mean) / obs_std).clip(-self.obs_clip, self.obs_clip)
+            return np.tanh(np.tanh(x @ w1 + b1) @ w2 + b2) @ w3 + b3
+
+        return mean, std
+
+
+METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
+
+
+def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
+    """One step up eq. 9 on a minibatch of tensors [M, ...]. Returns METRICS as a tensor."""
+    obs, actions, old_logprob, advantage, value_target, old_value = minibatch
+    if args.norm_adv == "minibatch":
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)  # (+)
+    pi, value = agent(obs)
+    log_ratio = pi.log_prob(actions) - old_logprob
+    ratio = log_ratio.exp()
+    policy_objective = surrogate(ratio, advantage, clip_coef, args.clip_log_ratio)
+    error = (value - value_target).square()
+    if args.clip_vloss is not None:  # (+)
+        near = old_value + (value - old_value).clamp(-args.clip_vloss, args.clip_vloss)
+        error = torch.max(error, (near - value_target).square())
+    value_loss, entropy = error.mean(), pi.entropy().mean()
+    objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
+    gradients = torch.autograd.grad(objective, adam.parameters)
+    adam.ascend(gradients, learning_rate, args.max_grad_norm)
+
+    kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
+    clip_fraction = ((ratio - 1).abs() > clip_coef).float().mean()
+    return torch.stack([policy_objective, value_loss, entropy, kl, clip_fraction]).detach()
+
+
+def train(args, envs, run):
+    """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints."""
+    T, N = args.num_steps, args.num_envs
+    device = args.device
+    torch.manual_seed(args.seed)
+    rng = Rng(np.random.PCG64(args.seed))
+    agent = Agent(envs.obs_size, envs.action_size, args.init, args.obs_clip).to(device)
+    adam = Adam(agent.parameters(), args.adam_eps)
+    return_moments = Moments(min_std=1e-4)
+    start = run.resume(agent=agent, adam=adam, return_moments=return_moments, rng=rng, envs=envs)
+    step = compiled(update, args)
+
+    def zeros(*shape):  # numpy's view of torch's memory, whose alignment is always the same
+        return torch.zeros(T, N, *shape).numpy()
+
+    def tensor(array):
+        return torch.from_numpy(array).to(device)
+
+    obs, final_obs, actions = zeros(envs.obs_size), zeros(envs.obs_size), zeros(envs.action_size)
+    rewards, returns, dones, truncations = zeros(), zeros(), zeros(), zeros()
+    for iteration in range(start + 1, args.num_iterations + 1):
+        # Rollout: N actors run pi_old for T steps
+        policy_mean, policy_std = agent.numpy_policy()
+        noise = policy_std * rng.standard_normal(actions.shape, dtype=np.float32)
+        for t in range(T):
+            obs[t] = envs.obs
+            actions[t] = policy_mean(obs[t]) + noise[t]
+            rewards[t], returns[t], dones[t], truncations[t], final_obs[t] = envs.step(actions[t])
+        run.check(iteration, obs=obs, actions=actions, rewards=rewards)
+
+        # Advantages: what no environment waits for is computed for the whole rollout at once
+        with torch.no_grad():
+            old_pi, values = agent(tensor(obs))
+            old_logprob = old_pi.log_prob(tensor(actions))
+            last_value = agent(tensor(envs.obs))[1].cpu().numpy()
+            cut_values = agent(tensor(final_obs)[tensor(truncations) > 0])[1].cpu().numpy()
+        if args.norm_reward:  # (+)
+            return_moments.update(torch.from_numpy(returns))
+            rewards = (rewards / return_moments.mean_std()[1].item()).clip(-10, 10)
+        if args.bootstrap_truncated:  # (+)
+            rewards[truncations > 0] += args.gamma * cut_values
+        v = values.cpu().numpy()
+        advantages = tensor(gae(rewards, v, dones, last_value, args.gamma, args.gae_lambda))
+        value_targets = advantages + values
+        if args.norm_adv == "batch":
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
+
+        # Update: K epochs of minibatch ascent on eq. 9
+        alpha = 1 - (iteration - 1) / args.num_iterations
+        learning_rate = torch.tensor(args.learning_rate * (alpha if args.anneal_lr else 1))  # (+)
+        clip_coef = torch.tensor(args.clip_coef * (alpha if args.anneal_clip_coef else 1))  # (+)
+        rollout = tensor(obs), tensor(actions), old_logprob, advantages, value_targets, values
+        batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
+        metrics = []
+        for _ in range(args.update_epochs):
+            order = tensor(rng.permutation(args.batch_size))
+            for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
+                metrics.append(step(agent, adam, args, learning_rate, clip_coef, *minibatch))
+            if args.target_kl is not None:  # (+)
+                epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
+                if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
+                    break
+        with torch.no_grad():
+            final_kl = kl_divergence(old_pi, agent(tensor(obs))[0]).mean()  # d of section 4
+        if args.norm_obs:
+            agent.obs_moments.update(tensor(obs))  # (+) not earlier: ratios compare like with like
+
+        metrics = dict(zip(METRICS, torch.stack(metrics).mean(0)))
+        run.check(iteration, **metrics, **dict(agent.named_parameters()))
+        run.log(
+            iteration,
+            **{name: x.item() for name, x in metrics.items()},
+            final_kl=final_kl.item(),
+            explained_variance=1 - ((value_targets - values).var() / value_targets.var()).item(),
+            learning_rate=learning_rate.item(),
+        )
+    return agent
+
+
+# --------------------------------------------------------------------------------------------------
+# Below this line: Adam, initialisation, running moments; environments, records, command line.
+
+
+class Adam(nn.Module):
+    """Kingma & Ba 2015, algorithm 1: spelled out, it is compiled into update()."""
+
+    def __init__(self, parameters, eps):
+        super().__init__()
+        self.parameters, self.eps = list(parameters), eps
+        for i, p in enumerate(self.parameters):
+            self.register_buffer(f"mean{i}", torch.zeros_like(p))
+            self.register_buffer(f"square{i}", torch.zeros_like(p))
+        self.register_buffer("t", torch.zeros((), device=p.device))
+
+    @torch.no_grad()
+    def ascend(self, gradients, learning_rate, max_grad_norm):
+        if max_grad_norm is not None:  # (+)
+            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+            gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
+        self.t += 1
+        for i, (p, g) in enumerate(zip(self.parameters, gradients)):
+            mean, square = getattr(self, f"mean{i}"), getattr(self, f"square{i}")
+            mean.lerp_(g, 0.1)
+            square.lerp_(g * g, 0.001)
+            mean_hat, square_hat = mean / (1 - 0.9**self.t), square / (1 - 0.999**self.t)
+            p += learning_rate * mean_hat / (square_hat.sqrt() + self.eps)
+
+
+def mlp(inputs, outputs, init, last_gain):
+    """Two hidden layers of 64 tanh units. (+) Initial weights: the paper names none."""
+    sizes, layers = (inputs, 64, 64, outputs), []
+    for i in range(3):
+        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.Tanh()]
+        weight, bias = layers[-2].parameters()
+        if init == "orthogonal":
+            nn.init.orthogonal_(weight, 2**0.5 if i < 2 else last_gain)
+        if init == "normc":  # the weights into every unit have norm 1, or last_gain
+            weight.data = nn.functional.normalize(torch.randn_like(weight))
+            weight.data *= 1 if i < 2 else last_gain
+        if init != "torch":
+            nn.init.zeros_(bias)
+    return nn.Sequential(*layers[:-1])
+
+
+class Moments(nn.Module):
+    """(+) Running mean and variance of vectors [size], a batch at a time (Chan et al. 1979)."""
+
+    def __init__(self, *size, min_std=0.1):  # the floor of the 2017 code
+        super().__init__()
+        self.min_std = min_std
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    def update(self, batch):
+        """Takes in batch [..., size]."""
+        var, mean = torch.var_mean(batch.reshape(-1, *self.mean.shape), 0, correction=0)
+        added = batch.numel() // self.mean.numel()
+        self.count += added
+        weight, delta = added / self.count, mean - self.mean
+        self.mean += weight * delta
+        self.var += weight * (var - self.var + (1 - weight) * delta.square())
+
+    def mean_std(self):
+        return self.mean, self.var.sqrt().clamp(min=self.min_std)
+
+
+class Rng(np.random.Generator):
+    """A numpy generator that is saved with the checkpoint."""
+
+    def state_dict(self):
+        return {"state": json.dumps(self.bit_generator.state)}
+
+    def load_state_dict(self, state):
+        self.bit_generator.state = json.loads(state["state"])
+
+
+def compiled(function, args):
+    """function as one compiled graph, or as it is where that does not pay or cannot be done."""
+    calls = args.num_iterations * args.update_epochs * args.batch_size // args.minibatch_size
+    if not args.compile or calls < 20_000:  # which save about what compilation costs
+        return function
+    try:
+        from torch._inductor import cpp_builder
+
+        cpp_builder.get_cpp_compiler()
+    except Exception:
+        print("no C++ compiler found: the update is not compiled and takes five times as long")
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
+    options = {
+        "guard_filter_fn": lambda guards: [False] * len(guards),  # shapes and flags never change
+        "cpp_wrapper": args.device.type == "cpu",
+        "cpp.use_decompose_tanh": True,
+        "size_asserts": False,
+    }
+    return torch.compile(function, fullgraph=True, options=options)
+
+
+class Stop(Exception):
+    """Ends the program with one line and an exit code: 2 for bad usage, 3 for divergence."""
+
+    def __init__(self, code, line):
+        super().__init__(" ".join(line.split()))
+        self.code = code
+
+
+def resolve(name):
+    """The registered id that name means: exact but for case, else its -v4, else its newest."""
+    ids = {env_id.lower(): env_id for env_id in gym.registry}
+    guesses = [name.lower(), *(f"{name.lower()}-v{i}" for i in (4, *reversed(range(10))))]
+    return next((ids[guess] for guess in guesses if guess in ids), name)
+
+
+def make_env(args, **kwargs):
+    """One environment with vectors for observations, tried out for a step. Raises Stop."""
+    try:
+        env = gym.make(args.env_id, disable_env_checker=True, **kwargs)
+        if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
+            raise ValueError(f"actions must be real vectors (Box), not {env.action_space}")
+        if len(env.observation_space.shape or ()) != 1:
+            env = gym.wrappers.FlattenObservation(env)
+        if args.clip_actions:
+            env = gym.wrappers.ClipAction(env)
+        obs, _ = env.reset(seed=args.seed)
+        next_obs, reward, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
+        size = env.observation_space.shape
+        if "render_mode" in kwargs:
+            env.render()
+        for x, shape in ((obs, size), (next_obs, size), (reward, ())):
+            if np.shape(x) != shape or not np.isfinite(x).all():
+                raise ValueError(f"it should return something finite of shape {shape}, not {x}")
+        return env
+    except Exception as error:
+        raise Stop(2, f"--env-id {args.env_id}: {type(error).__name__}: {error}") from error
+
+
+class Envs:
+    """num_envs environments stepped in turn; an episode that ends is followed by the next at once.
+
+    Episode k of environment n is reset with a seed that depends on (seed, n, k) alone, so it can be
+    played again up to where a checkpoint left it, whatever state the environment hides.
+    """
+
+    def __init__(self, args, on_episode):
+        self.args, self.on_episode, N = args, on_episode, args.num_envs
+        self.envs = [make_env(args) for _ in range(N)]
+        self.obs_size = self.envs[0].observation_space.shape[0]
+        self.action_size = self.envs[0].action_space.shape[0]
+        self.obs = torch.zeros(N, self.obs_size).numpy()
+        self.final_obs = np.zeros_like(self.obs)
+        self.global_step, self.restarted = 0, 0
+        self.episode, self.score, self.discounted, self.actions = ([-1] * N for _ in range(4))
+        for n in range(N):
+            self.reset(n)
+
+    def reset(self, n):
+        self.episode[n] += 1
+        self.score[n], self.discounted[n], self.actions[n] = 0.0, 0.0, []
+        seed = np.random.SeedSequence((self.args.seed, n, self.episode[n])).generate_state(1)[0]
+        self.obs[n], _ = self.envs[n].reset(seed=int(seed))
+
+    def act(self, n, action):
+        """Steps environment n: reward, terminated, truncated."""
+        self.obs[n], reward, terminated, truncated, _ = self.envs[n].step(action)
+        self.actions[n].append(action)
+        self.score[n] += float(reward)
+        self.discounted[n] = self.args.gamma * self.discounted[n] + float(reward)
+        return reward, terminated, truncated
+
+    def step(self, actions):
+        """Rewards, discounted returns so far, dones, truncations [N]; final_obs [N, O] if done."""
+        self.global_step += len(self.envs)
+        rewards, returns, dones, truncations = np.zeros((4, len(self.envs)), np.float32)
+        for n, action in enumerate(actions.copy()):
+            rewards[n], terminated, truncated = self.act(n, action)
+            returns[n] = self.discounted[n]
+            if terminated or truncated:
+                dones[n], truncations[n], self.final_obs[n] = 1, not terminated, self.obs[n]
+                self.on_episode(self.global_step, self.score[n], len(self.actions[n]))
+                self.reset(n)
+        return rewards, returns, dones, truncations, self.final_obs
+
+    def state_dict(self):
+        actions = [torch.from_numpy(np.array(actions)) for actions in self.actions]
+        state = {k: getattr(self, k) for k in ("episode", "global_step", "restarted")}
+        return state | {"obs": torch.tensor(self.obs), "actions": actions}
+
+    def load_state_dict(self, state):
+        self.global_step, self.restarted = state["global_step"], state["restarted"]
+        for n, (obs, actions) in enumerate(zip(state["obs"].numpy(), state["actions"])):
+            self.episode[n] = state["episode"][n] - 1
+            self.reset(n)
+            for action in actions.numpy():
+                self.act(n, action)
+            if not np.array_equal(self.obs[n], obs):
+                print(f"environment {n} does not repeat itself: its episode starts anew")
+                self.restarted += 1
+                self.reset(n)
+
+
+class Run:
+    """The run directory: arguments, script, every episode, metrics, the last checkpoint."""
+
+    may_change = "run_dir checkpoint_every capture_video track wandb_project_name wandb_entity"
+
+    def __init__(self, args):
+        """Looks only. Raises Stop unless the directory is free or holds this very run."""
+        self.args, self.dir, self.script = args, Path(args.run_dir), Path(__file__)
+        self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
+        begun = {self.script.name, "args.json.tmp"}  # all there is of a start that was cut short
+        try:
+            if not self.dir.exists() or {path.name for path in self.dir.iterdir()} <= begun:
+                return
+            self.facts = json.loads((self.dir / "args.json").read_text())
+            if (self.dir / "summary.json").exists():
+                self.summary = json.loads((self.dir / "summary.json").read_text())
+            same_script = (self.dir / self.script.name).read_bytes() == self.script.read_bytes()
+        except (OSError, ValueError) as error:
+            raise Stop(2, f"--run-dir {self.dir}: not a run of this script: {error}") from error
+        for name, x in asdict(args).items():
+            if name not in self.may_change.split() and (there := self.facts.get(name)) != x:
+                flag = f"--{name.replace('_', '-')}"
+                raise Stop(2, f"--run-dir {self.dir}: holds a run with {flag} {there}, not {x}")
+        if not same_script:
+            raise Stop(2, f"--run-dir {self.dir}: go on with the {self.script.name} that is in it")
+
+    def start(self):
+        """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
+        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
+        versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
+        if not self.facts:
+            commit = subprocess.run(
+                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True, text=True,
+                cwd=self.script.resolve().parent, capture_output=True,
+            ).stdout.strip()  # fmt: skip
+            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
+            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
+            try:
+                self.dir.mkdir(parents=True, exist_ok=True)
+                (self.dir / self.script.name).write_bytes(self.script.read_bytes())
+                self.write_json("args.json", self.facts)
+            except OSError as error:
+                raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
+        if self.facts["versions"] != versions:
+            print(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
+        size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
+        device = f"{self.args.device}, {self.args.num_threads} thread(s)"
+        print(f"{self.args.env_id}: {size} on {device}, in {self.dir}", flush=True)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.on_signal)
+        self.send = self.tracker()
+
+    def on_signal(self, signum, _):
+        """Ends the run after this iteration; after 25 s, or a second signal, without it."""
+        self.stop = 128 + signum
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, lambda *_: os._exit(self.stop))
+        timer = threading.Timer(25, os._exit, [self.stop])
+        timer.daemon = True
+        timer.start()
+        print("\nstops after this iteration; the same command will go on from there", flush=True)
+
+    def tracker(self):
+        """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""
+        if not self.args.track:
+            return lambda row: None
+        try:
+            import wandb
+
+            wandb.init(
+                project=self.args.wandb_project_name, entity=self.args.wandb_entity,
+                id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
+                config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
+            )  # fmt: skip
+            return lambda row: wandb.log(row, step=row["global_step"])
+        except Exception as error:
+            print(f"goes on without Weights & Biases: {error}")
+            return lambda row: None
+
+    def write(self, name, save):
+        """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
+        with open(self.dir / f"{name}.tmp", "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.dir / f"{name}.tmp", self.dir / name)
+
+    def write_json(self, name, data):
+        self.write(name, lambda file: file.write(json.dumps(data, indent=1).encode()))
+
+    def resume(self, **state):
+        """Brings state to where the last checkpoint left it. Returns the iterations it has done."""
+        self.state, path = state, self.dir / "checkpoint.pt"
+        saved = {"iteration": 0, "seconds": 0.0, "sizes": {}}
+        if path.exists():
+            try:
+                saved = torch.load(path, weights_only=True)
+                for name, part in state.items():
+                    part.load_state_dict(saved[name])
+            except Exception as error:
+                raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+        self.seconds, self.saved_at, self.files = saved["seconds"], time.perf_counter(), {}
+        for name in ("episodes.csv", "metrics.csv"):
+            file, size = open(self.dir / name, "a", buffering=1), saved["sizes"].get(name, 0)
+            if file.tell() < size:
+                raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
+            file.truncate(size)
+            self.files[name] = file
+        if saved["iteration"]:
+            print(f"goes on after iteration {saved['iteration']}")
+        else:
+            self.files["episodes.csv"].write("global_step,episodic_return,episodic_length\n")
+        self.recent = deque(self.scores(), maxlen=100)
+        return saved["iteration"]
+
+    def scores(self):
+        return [float(row.split(",")[1]) for row in open(self.dir / "episodes.csv").readlines()[1:]]
+
+    def episode(self, global_step, score, length):
+        self.files["episodes.csv"].write(f"{global_step},{score},{length}\n")
+        self.recent.append(score)
+
+    def check(self, iteration, **tensors):
+        for name, x in tensors.items():
+            if not torch.isfinite(torch.as_tensor(x)).all():
+                raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+
+    def log(self, iteration, **metrics):
+        """Writes, sends and shows a row of metrics; saves a checkpoint where one is due."""
+        args, now, step = self.args, time.perf_counter(), iteration * self.args.batch_size
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        row = dict(global_step=step, seconds=round(self.seconds, 3), sps=round(step / self.seconds))
+        row |= metrics
+        if iteration == 1:
+            self.files["metrics.csv"].write(",".join(row) + "\n")
+        self.files["metrics.csv"].write(",".join(map(str, row.values())) + "\n")
+        score = np.mean(self.recent) if self.recent else math.nan
+        self.send(row | {"episodic_return": score})
+        left = self.seconds / iteration * (args.num_iterations - iteration)
+        text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
+        text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
+        if sys.stdout.isatty():
+            print(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "", flush=True)
+        elif iteration % max(1, args.num_iterations // 20) == 0:
+            print(text, flush=True)
+        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
+            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"{step}.gif")
+        last = iteration == args.num_iterations or self.stop
+        if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
+            self.checkpoint(iteration)
+            self.saved_at = now
+        if self.stop:
+            self.finish("interrupted", iteration)
+            sys.exit(self.stop)
+
+    def checkpoint(self, iteration, name="checkpoint.pt"):
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        saved = {name: part.state_dict() for name, part in self.state.items()}
+        saved["sizes"] = {name: file.tell() for name, file in self.files.items()}
+        saved |= {"iteration": iteration, "seconds": self.seconds}
+        self.write(name, lambda file: torch.save(saved, file))
+
+    def finish(self, status, iteration, **more):
+        scores, step = self.scores(), self.state["envs"].global_step
+        summary = dict(
+            status=status, score=np.mean(scores[-100:]) if scores else None,
+            score_all=np.mean(scores) if scores else None, episodes=len(scores), global_step=step,
+            seconds=self.seconds, sps=step / max(self.seconds, 1e-9), iteration=iteration,
+            restarted_episodes=self.state["envs"].restarted, **more,
+        )  # fmt: skip
+        self.write_json("summary.json", summary)
+        print(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}", flush=True)
+
+
+def play(args, agent, seed, video=None):
+    """The return of one episode of agent, filmed to the GIF video, if given."""
+    env = make_env(args, **({"render_mode": "rgb_array"} if video else {}))
+    (mean, std), rng = agent.numpy_policy(), np.random.default_rng(seed)
+    obs, _ = env.reset(seed=seed)
+    score, done, frames = 0.0, False, []
+    while not done:
+        action = mean(obs.astype(np.float32)) + std * rng.standard_normal(std.shape, np.float32)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        score, done = score + float(reward), terminated or truncated
+        if video:
+            frames.append(env.render())
+    if video:
+        import imageio
+
+        fps = env.metadata.get("render_fps", 30)
+        every = math.ceil(fps / 50)  # GIF players show at most 50 frames a second
+        video.parent.mkdir(exist_ok=True)
+        imageio.mimsave(video, frames[::every], duration=1000 * every / fps, loop=0)
+    env.close()
+    return score
+
+
+def evaluate(args):
+    """Plays ten episodes with the agent of the run directory args.eval."""
+    run = Path(args.eval)
+    try:
+        saved = json.loads((run / "args.json").read_text())
+        weights = torch.load(run / "agent.pt", weights_only=True)
+    except Exception as error:
+        raise Stop(2, f"--eval {run}: not a finished run: {error}") from error
+    run_args = Args(**{name: saved[name] for name in asdict(args)})
+    obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
+    agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
+    agent.load_state_dict(weights)
+    scores = []
+    for i in range(10):
+        video = run / "videos" / f"eval-{args.seed}-{i}.gif" if args.capture_video else None
+        scores.append(play(run_args, agent, args.seed * 1000 + i, video))
+        print(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""), flush=True)
+    print(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
+    return 0
+
+
+def parse(argv):
+    """Args of the command line, with 1e6 for an int too. Raises Stop in one line."""
+    integral = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
+    argv = [f"{float(x):.0f}" if integral.fullmatch(x) and float(x) % 1 == 0 else x for x in argv]
+    with redirect_stderr(io.StringIO()) as stderr:
+        try:
+            args = tyro.cli(Args, args=argv, description=__doc__)
+        except SystemExit as exit:
+            if not exit.code:
+                raise
+            lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
+            text = re.sub("─+", "", " ".join(lines)).split("For full helptext")[0]
+            raise Stop(2, " ".join(text.split())) from None
+    args = replace(args, env_id=resolve(args.env_id))
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
+    return replace(args, run_dir=args.run_dir or f"runs/{name}")
+
+
+def main():
+    """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
+    gym.logger.min_level = gym.logger.ERROR
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        args = parse(sys.argv[1:])
+        torch.set_num_threads(args.num_threads)
+        torch.backends.cudnn.deterministic = args.torch_deterministic
+        if args.eval:
+            return evaluate(args)
+        run = Run(args)
+        if run.summary.get("status") in ("finished", "diverged"):
+            print(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
+            return 0 if run.summary["status"] == "finished" else 3
+        if args.capture_video:
+            make_env(args, render_mode="rgb_array").close()
+        envs = Envs(args, run.episode)
+        run.start()
+        agent = train(args, envs, run)
+        if args.save_model:
+            run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
+        run.finish("finished", args.num_iterations)
+        return 0
+    except Stop as stop:
+        print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
+        if stop.code == 3:
+            run.checkpoint(None, "diverged.pt")
+            run.finish("diverged", None, reason=str(stop))
+        return stop.code
+    except OSError as error:
+        print(f"{Path(__file__).name}: {error}; the last checkpoint is untouched", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
