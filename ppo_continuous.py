@@ -1,9 +1,9 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.10,<3.14"
 # dependencies = [
 #   "torch==2.13.0",
 #   "gymnasium[mujoco]==1.4.0",
-#   "mujoco==4.0.0",
+#   "mujoco==3.3.0",
 #   "ale-py==0.12.1",
 #   "numpy>=2",
 #   "tyro>=1.0.17",
@@ -77,7 +77,7 @@ class Args:
     bootstrap_truncated: bool = True  # a time limit ends no task: V(s_T) stands for the rest
     anneal_lr: bool = True  # decrease the step size linearly to 0
     anneal_clip_coef: bool = False  # decrease epsilon likewise
-    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # initial weights
+    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # kind of initial weights
     adam_eps: float = 1e-5  # Adam's epsilon
     max_grad_norm: float | None = None  # clip the norm of the gradient to it
     clip_vloss: float | None = None  # clip the change of V in the value loss to +- it
@@ -90,7 +90,7 @@ class Args:
     exp_name: str = Path(__file__).stem
     compile: bool = True  # compile the update, unless the run is too short to repay it
     cuda: bool = False  # update on the GPU, if any; networks this small are faster without
-    num_threads: int = 1  # CPU threads; two runs on a core each beat one on two
+    num_threads: int = 1  # CPU threads, 0 for all; two runs on a core each beat one on two
     torch_deterministic: bool = True
     save_model: bool = True  # write agent.pt at the end
     capture_video: bool = False  # film an episode every tenth of the run, or those of --eval
@@ -117,7 +117,7 @@ class Args:
 
     def __post_init__(self):
         for name, x in vars(self).items():
-            low = 1 if type(x) is int and name != "seed" else 0
+            low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
             high = 1 if name in ("gamma", "gae_lambda", "clip_coef") else 1e12
             if type(x) in (int, float) and not low <= x <= high:
                 raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
@@ -316,19 +316,25 @@ class Adam(nn.Module):
 
 
 def mlp(inputs, outputs, init, last_gain):
-    """Two hidden layers of 64 tanh units. (+) Initial weights: the paper names none."""
-    sizes, layers = (inputs, 64, 64, outputs), []
-    for i in range(3):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.Tanh()]
-        weight, bias = layers[-2].parameters()
-        if init == "orthogonal":
-            nn.init.orthogonal_(weight, 2**0.5 if i < 2 else last_gain)
-        if init == "normc":  # the weights into every unit have norm 1, or last_gain
-            weight.data = nn.functional.normalize(torch.randn_like(weight))
-            weight.data *= 1 if i < 2 else last_gain
-        if init != "torch":
-            nn.init.zeros_(bias)
-    return nn.Sequential(*layers[:-1])
+    """Two hidden layers of 64 tanh units."""
+    return nn.Sequential(
+        initialized(nn.Linear(inputs, 64), init, 2**0.5), nn.Tanh(),
+        initialized(nn.Linear(64, 64), init, 2**0.5), nn.Tanh(),
+        initialized(nn.Linear(64, outputs), init, last_gain),
+    )  # fmt: skip
+
+
+def initialized(layer, init, gain):
+    """(+) The layer with initial weights of the given kind; the paper names none."""
+    if init == "orthogonal":
+        nn.init.orthogonal_(layer.weight, gain)
+    if init == "normc":  # the weights into each unit have norm 1, or a smaller gain
+        weight = torch.randn_like(layer.weight).flatten(1)
+        weight *= min(gain, 1) / weight.norm(dim=1, keepdim=True)
+        layer.weight.data = weight.view_as(layer.weight)
+    if init != "torch":
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Moments(nn.Module):
@@ -518,6 +524,7 @@ class Run:
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
+        versions["threads"] = torch.get_num_threads()
         if not self.facts:
             commit = subprocess.run(
                 "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True, text=True,
@@ -534,7 +541,7 @@ class Run:
         if self.facts["versions"] != versions:
             print(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
         size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
-        device = f"{self.args.device}, {self.args.num_threads} thread(s)"
+        device = f"{self.args.device}, {versions['threads']} thread(s)"
         print(f"{self.args.env_id}: {size} on {device}, in {self.dir}", flush=True)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
@@ -731,7 +738,7 @@ def main():
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
         args = parse(sys.argv[1:])
-        torch.set_num_threads(args.num_threads)
+        torch.set_num_threads(args.num_threads or torch.get_num_threads())
         torch.backends.cudnn.deterministic = args.torch_deterministic
         if args.eval:
             return evaluate(args)

@@ -1,0 +1,728 @@
+# /// script
+# requires-python = ">=3.10,<3.14"
+# dependencies = [
+#   "torch==2.13.0",
+#   "gymnasium[mujoco]==1.4.0",
+#   "mujoco==3.3.0",
+#   "ale-py==0.12.1",
+#   "numpy>=2",
+#   "tyro>=1.0.17",
+#   "wandb>=0.31",
+# ]
+# ///
+"""PPO with the clipped surrogate objective, for Atari (section 6.4).
+
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347.
+Algorithm 1, in this file's names. Each iteration
+    runs the policy in num_envs environments for num_steps steps   train(), "Rollout"
+    estimates advantages, eqs. 11 and 12                           gae()
+    takes update_epochs passes over minibatches, eqs. 7 and 9      surrogate(), update(), "Update"
+
+Not in the paper, marked (+) where it happens, each with its flag: --norm-adv,
+--bootstrap-truncated, --episodic-life, --clip-rewards, --init, --adam-eps, --max-grad-norm,
+--clip-vloss, --target-kl. What they do stands in Args.
+
+A game is played as in the 2017 code: 4 frames an action, of which the last two are pooled, 84x84
+grey, 4 stacked, up to 30 no-ops at the start, no sticky actions. Scores are raw, of whole games.
+Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions; obs [..., 84, 84, 4] uint8.
+"""
+
+import difflib
+import io
+import json
+import math
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+from torch import nn
+from torch.distributions import Categorical
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "Breakout"  # in any usual spelling
+    total_timesteps: int = 10_000_000  # of 4 frames, rounded down to whole iterations
+    seed: int = 1
+
+    # Table 5 of the paper
+    num_envs: int = 8  # N, actors
+    num_steps: int = 128  # T, horizon of one rollout
+    learning_rate: float = 2.5e-4  # Adam's step size
+    anneal_lr: bool = True  # alpha: decrease the step size linearly to 0
+    update_epochs: int = 3  # K, passes over the rollout
+    minibatch_size: int = 256  # M
+    gamma: float = 0.99  # discount
+    gae_lambda: float = 0.95  # lambda of eq. 11
+    clip_coef: float = 0.1  # epsilon of eq. 7
+    anneal_clip_coef: bool = True  # alpha: decrease epsilon likewise
+    clip_log_ratio: bool = False  # clip log r to +- epsilon instead (the paper: no better)
+    vf_coef: float = 1.0  # c1 of eq. 9
+    ent_coef: float = 0.01  # c2 of eq. 9
+    network: Literal["nature", "a3c"] = "nature"  # the paper cites A3C's, its code used Nature's
+
+    # (+) Not in the paper
+    norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # standardise advantages over it
+    bootstrap_truncated: bool = True  # a time limit ends no task: V(s_T) stands for the rest
+    episodic_life: bool = True  # a life lost ends the return, though not the game
+    clip_rewards: bool = True  # learn from the sign of rewards
+    repeat_action_probability: float = 0.0  # sticky actions
+    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # kind of initial weights
+    adam_eps: float = 1e-5  # Adam's epsilon
+    max_grad_norm: float | None = 0.5  # clip the norm of the gradient to it
+    clip_vloss: float | None = None  # clip the change of V in the value loss to +- it
+    target_kl: float | None = None  # end the update after an epoch whose mean KL exceeds it
+
+    # The run
+    run_dir: str | None = None  # the same command continues or confirms the run that lives there
+    checkpoint_every: int = 25  # iterations, and at least once a minute
+    exp_name: str = Path(__file__).stem
+    compile: bool = True  # compile the update, unless the run is too short to repay it
+    cuda: bool = True  # use the GPU, if any
+    bf16: bool = False  # convolve in bfloat16: twice as fast where the hardware has it
+    num_threads: int = 0  # CPU threads, 0 for all
+    torch_deterministic: bool = True
+    save_model: bool = True  # write agent.pt at the end
+    capture_video: bool = False  # film an episode every tenth of the run, or those of --eval
+    eval: str | None = None  # play ten episodes with the agent of this run directory
+    track: bool = False  # log to Weights & Biases, too
+    wandb_project_name: str = "ppo"
+    wandb_entity: str | None = None
+
+    @property
+    def batch_size(self):
+        return self.num_envs * self.num_steps
+
+    @property
+    def device(self):
+        return torch.device("cuda" if self.cuda and torch.cuda.is_available() else "cpu")
+
+    @property
+    def num_iterations(self):
+        return self.total_timesteps // self.batch_size
+
+    def __post_init__(self):
+        for name, x in vars(self).items():
+            low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
+            shares = ("gamma", "gae_lambda", "clip_coef", "repeat_action_probability")
+            high = 1 if name in shares else 1e12
+            if type(x) in (int, float) and not low <= x <= high:
+                raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
+        N, T, M = self.num_envs, self.num_steps, self.minibatch_size
+        if M == 1 or N * T % M:
+            raise ValueError(f"--minibatch-size {M}: must divide {N} * {T} and exceed 1")
+        if self.total_timesteps < N * T:
+            raise ValueError(f"--total-timesteps {self.total_timesteps}: below a batch, {N} * {T}")
+
+
+def surrogate(ratio, advantage, clip_coef, clip_log_ratio=False):
+    """L^CLIP, eq. 7, to be maximised. ratio [M] is r_t(theta) = pi(a_t|s_t) / pi_old(a_t|s_t)."""
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    if clip_log_ratio:
+        clipped_ratio = ratio.log().clamp(-clip_coef, clip_coef).exp()
+    return torch.min(ratio * advantage, clipped_ratio * advantage).mean()
+
+
+def gae(rewards, values, dones, last_value, gamma, gae_lambda):
+    """Advantages [T, N] from rewards, values, dones [T, N] and last_value [N], the value of s_T.
+
+    dones[t] says that the episode ended with step t: s_{t+1} belongs to the next one.
+    """
+    next_values = np.concatenate([values[1:], last_value[None]])
+    deltas = rewards + gamma * (1 - dones) * next_values - values  # eq. 12
+    decay = gamma * gae_lambda * (1 - dones)
+    advantages, advantage = np.zeros_like(rewards), np.zeros_like(last_value)
+    for t in reversed(range(len(rewards))):
+        advantages[t] = advantage = deltas[t] + decay[t] * advantage  # eq. 11
+    return advantages
+
+
+class Agent(nn.Module):
+    """Policy and value function on one convolutional network, Nature DQN's or the A3C paper's."""
+
+    def __init__(self, num_actions, network, init, bf16):
+        super().__init__()
+        self.bf16, gain = bf16, 2**0.5
+        shapes = {
+            "nature": ((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1), (64, 512, 7, 1)),
+            "a3c": ((4, 16, 8, 4), (16, 32, 4, 2), (32, 256, 9, 1)),
+        }[network]  # the last one is the fully connected layer: faster so on channels-last memory
+        layers = [(initialized(nn.Conv2d(*shape), init, gain), nn.ReLU()) for shape in shapes]
+        self.trunk = nn.Sequential(*(layer for pair in layers for layer in pair), nn.Flatten())
+        self.actor = initialized(nn.Linear(shapes[-1][1], num_actions), init, 0.01)
+        self.critic = initialized(nn.Linear(shapes[-1][1], 1), init, 1.0)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, obs):
+        """pi, a distribution over actions [B], and value [B], both from obs [B, 84, 84, 4]."""
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.trunk(obs.permute(0, 3, 1, 2) / 255)
+        pi = Categorical(logits=self.actor(x.float()))
+        return pi, self.critic(x.float()).squeeze(-1)
+
+
+METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
+
+
+def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
+    """One step up eq. 9 on a minibatch of tensors [M, ...]. Returns METRICS as a tensor."""
+    obs, actions, old_logprob, advantage, value_target, old_value = minibatch
+    if args.norm_adv == "minibatch":
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)  # (+)
+    pi, value = agent(obs)
+    log_ratio = pi.log_prob(actions) - old_logprob
+    ratio = log_ratio.exp()
+    policy_objective = surrogate(ratio, advantage, clip_coef, args.clip_log_ratio)
+    error = (value - value_target).square()
+    if args.clip_vloss is not None:  # (+)
+        near = old_value + (value - old_value).clamp(-args.clip_vloss, args.clip_vloss)
+        error = torch.max(error, (near - value_target).square())
+    value_loss, entropy = error.mean(), pi.entropy().mean()
+    objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
+    gradients = torch.autograd.grad(objective, adam.parameters)
+    adam.ascend(gradients, learning_rate, args.max_grad_norm)
+
+    kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
+    clip_fraction = ((ratio - 1).abs() > clip_coef).float().mean()
+    return torch.stack([policy_objective, value_loss, entropy, kl, clip_fraction]).detach()
+
+
+def train(args, envs, run):
+    """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints."""
+    T, N = args.num_steps, args.num_envs
+    device = args.device
+    torch.manual_seed(args.seed)
+    rng = Rng(np.random.PCG64(args.seed))
+    agent = Agent(envs.num_actions, args.network, args.init, args.bf16).to(device)
+    adam = Adam(agent.parameters(), args.adam_eps)
+    start = run.resume(agent=agent, adam=adam, rng=rng, envs=envs)
+    step = compiled(update, args)
+
+    def tensor(array):
+        return torch.from_numpy(array).to(device)
+
+    obs = torch.zeros(T, N, 84, 84, 4, dtype=torch.uint8, device=device)
+    logits = torch.zeros(T, N, envs.num_actions, device=device)
+    values = torch.zeros(T, N, device=device)
+    actions = np.zeros((T, N), np.int64)
+    rewards, dones = np.zeros((2, T, N), np.float32)
+    for iteration in range(start + 1, args.num_iterations + 1):
+        # Rollout: N actors run pi_old for T steps
+        gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
+        with torch.no_grad():
+            for t in range(T):
+                obs[t] = tensor(envs.obs)
+                pi, values[t] = agent(obs[t])
+                logits[t] = pi.logits
+                actions[t] = (pi.logits.cpu().numpy() + gumbel[t]).argmax(-1)  # a sample of pi
+                rewards[t], dones[t], truncated, final_obs = envs.step(actions[t])
+                if args.bootstrap_truncated and truncated.any():  # (+)
+                    cut_values = agent(tensor(final_obs[truncated]))[1]
+                    rewards[t, truncated] += args.gamma * cut_values.cpu().numpy()
+            last_value = agent(tensor(envs.obs))[1].cpu().numpy()
+        run.check(iteration, logits=logits, values=values)
+
+        # Advantages
+        old_logprob = Categorical(logits=logits).log_prob(tensor(actions))
+        v = values.cpu().numpy()
+        advantages = tensor(gae(rewards, v, dones, last_value, args.gamma, args.gae_lambda))
+        value_targets = advantages + values
+        if args.norm_adv == "batch":
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
+
+        # Update: K epochs of minibatch ascent on eq. 9
+        alpha = 1 - (iteration - 1) / args.num_iterations
+        learning_rate = torch.tensor(args.learning_rate * (alpha if args.anneal_lr else 1))  # (+)
+        clip_coef = torch.tensor(args.clip_coef * (alpha if args.anneal_clip_coef else 1))  # (+)
+        rollout = obs, tensor(actions), old_logprob, advantages, value_targets, values
+        batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
+        metrics = []
+        for _ in range(args.update_epochs):
+            order = tensor(rng.permutation(args.batch_size))
+            for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
+                metrics.append(step(agent, adam, args, learning_rate, clip_coef, *minibatch))
+            if args.target_kl is not None:  # (+)
+                epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
+                if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
+                    break
+
+        metrics = dict(zip(METRICS, torch.stack(metrics).mean(0)))
+        run.check(iteration, **metrics, **dict(agent.named_parameters()))
+        run.log(
+            iteration,
+            **{name: x.item() for name, x in metrics.items()},
+            explained_variance=1 - ((value_targets - values).var() / value_targets.var()).item(),
+            learning_rate=learning_rate.item(),
+        )
+    return agent
+
+
+# --------------------------------------------------------------------------------------------------
+# Below this line: Adam and initialisation; environments, records, command line.
+
+
+class Adam(nn.Module):
+    """Kingma & Ba 2015, algorithm 1: spelled out, it is compiled into update()."""
+
+    def __init__(self, parameters, eps):
+        super().__init__()
+        self.parameters, self.eps = list(parameters), eps
+        for i, p in enumerate(self.parameters):
+            self.register_buffer(f"mean{i}", torch.zeros_like(p))
+            self.register_buffer(f"square{i}", torch.zeros_like(p))
+        self.register_buffer("t", torch.zeros((), device=p.device))
+
+    @torch.no_grad()
+    def ascend(self, gradients, learning_rate, max_grad_norm):
+        if max_grad_norm is not None:  # (+)
+            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+            gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
+        self.t += 1
+        for i, (p, g) in enumerate(zip(self.parameters, gradients)):
+            mean, square = getattr(self, f"mean{i}"), getattr(self, f"square{i}")
+            mean.lerp_(g, 0.1)
+            square.lerp_(g * g, 0.001)
+            mean_hat, square_hat = mean / (1 - 0.9**self.t), square / (1 - 0.999**self.t)
+            p += learning_rate * mean_hat / (square_hat.sqrt() + self.eps)
+
+
+def initialized(layer, init, gain):
+    """(+) The layer with initial weights of the given kind; the paper names none."""
+    if init == "orthogonal":
+        nn.init.orthogonal_(layer.weight, gain)
+    if init == "normc":  # the weights into each unit have norm 1, or a smaller gain
+        weight = torch.randn_like(layer.weight).flatten(1)
+        weight *= min(gain, 1) / weight.norm(dim=1, keepdim=True)
+        layer.weight.data = weight.view_as(layer.weight)
+    if init != "torch":
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Rng(np.random.Generator):
+    """A numpy generator that is saved with the checkpoint."""
+
+    def state_dict(self):
+        return {"state": json.dumps(self.bit_generator.state)}
+
+    def load_state_dict(self, state):
+        self.bit_generator.state = json.loads(state["state"])
+
+
+def compiled(function, args):
+    """function as one compiled graph, or as it is where that does not pay or cannot be done."""
+    calls = args.num_iterations * args.update_epochs * args.batch_size // args.minibatch_size
+    if not args.compile or calls < 200:  # which save about what compilation costs
+        return function
+    try:
+        from torch._inductor import cpp_builder
+
+        cpp_builder.get_cpp_compiler()
+    except Exception:
+        print("no C++ compiler found: the update is not compiled and takes twice as long")
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
+    options = {
+        "guard_filter_fn": lambda guards: [False] * len(guards),  # shapes and flags never change
+        "cpp_wrapper": args.device.type == "cpu",
+        "cpp.use_decompose_tanh": True,
+        "size_asserts": False,
+    }
+    return torch.compile(function, fullgraph=True, options=options)
+
+
+class Stop(Exception):
+    """Ends the program with one line and an exit code: 2 for bad usage, 3 for divergence."""
+
+    def __init__(self, code, line):
+        super().__init__(" ".join(line.split()))
+        self.code = code
+
+
+def resolve(name):
+    """The ROM that name means: Breakout, breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5."""
+    games = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
+    game = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$|_", "", name.lower())
+    if game not in games:
+        near = difflib.get_close_matches(game, games, cutoff=0.5)
+        hint = ", nearest: " + ", ".join(games[n] for n in near) if near else ""
+        raise Stop(2, f"--env-id {name}: no such Atari game{hint}")
+    return games[game]
+
+
+def make_games(args, num_envs, **kwargs):
+    """ALE's vector environment, whose own frame limit of 30 minutes truncates games."""
+    return AtariVectorEnv(
+        args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
+        repeat_action_probability=args.repeat_action_probability,
+        num_threads=min(num_envs, torch.get_num_threads()), **kwargs,
+    )  # fmt: skip
+
+
+class Envs:
+    """num_envs games at once; a game that ends is followed by the next in the same step.
+
+    Its state is the tape, the actions since each game was last seeded, which is played again on
+    resuming. A seed loads the game anew and costs 70 ms, so only a game whose tape has grown
+    tape_length long is seeded again when it ends; the others go on with the emulator's generators.
+    """
+
+    tape_length = 8192
+
+    def __init__(self, args, on_episode):
+        self.args, self.on_episode, N = args, on_episode, args.num_envs
+        self.envs = make_games(args, N)
+        self.num_actions = int(self.envs.single_action_space.n)
+        self.global_step, self.restarted, self.tape = 0, 0, []
+        self.starts, self.seedings, self.lengths = (np.zeros(N, np.int64) for _ in range(3))
+        self.scores = np.zeros(N)
+        self.seed(np.ones(N, bool))
+
+    def seed(self, mask):
+        """Starts games under mask [N] from seeds that depend on (seed, n, seedings) alone."""
+        key = [(self.args.seed, n, self.seedings[n]) for n in np.flatnonzero(mask)]
+        seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] >> 1 for k in key])
+        self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))
+
+    def see(self, obs, info):
+        self.obs, self.lives = np.ascontiguousarray(obs.transpose(0, 2, 3, 1)), info["lives"].copy()
+
+    def step(self, actions):
+        """Rewards, dones, truncations [N]; final_obs [N, 84, 84, 4] where truncated."""
+        lives, self.global_step = self.lives, self.global_step + len(actions)
+        obs, rewards, terminated, truncated, info = self.envs.step(actions)
+        over = terminated | truncated
+        final_obs = info["final_obs"].transpose(0, 2, 3, 1) if over.any() else None
+        self.see(obs, info)
+        self.tape.append(actions.astype(np.uint8))
+        self.scores += rewards
+        self.lengths += 1
+        for n in np.flatnonzero(over):
+            self.on_episode(self.global_step, float(self.scores[n]), int(self.lengths[n]))
+        life_lost = (self.lives < lives) & (self.lives > 0) & self.args.episodic_life  # (+)
+        dones = (over | life_lost).astype(np.float32)
+        self.scores[over] = self.lengths[over] = 0
+        long = over & (len(self.tape) - self.starts >= self.tape_length)
+        if long.any():
+            self.starts[long], self.seedings[long] = len(self.tape), self.seedings[long] + 1
+            self.seed(long)
+        rewards = np.sign(rewards) if self.args.clip_rewards else rewards  # (+)
+        return rewards.astype(np.float32), dones, truncated, final_obs
+
+    def state_dict(self):
+        begin = int(self.starts.min())
+        self.tape, self.starts = self.tape[begin:], self.starts - begin
+        state = {k: torch.tensor(getattr(self, k)) for k in self.arrays}
+        tape = torch.from_numpy(np.array(self.tape, np.uint8).reshape(-1, self.args.num_envs))
+        return state | {"tape": tape, "global_step": self.global_step, "restarted": self.restarted}
+
+    arrays = ("starts", "seedings", "lengths", "scores", "lives", "obs")
+
+    def load_state_dict(self, state):
+        self.global_step, self.restarted = state["global_step"], state["restarted"]
+        saved = {k: state[k].numpy() for k in self.arrays}
+        self.starts, self.seedings = saved["starts"], saved["seedings"]
+        self.tape = list(state["tape"].numpy())
+        self.seed(np.ones(self.args.num_envs, bool))
+        for t, actions in enumerate([*self.tape, None]):
+            if t and (self.starts == t).any():
+                self.seed(self.starts == t)
+            if actions is not None:
+                obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
+                self.see(obs, info)
+        self.scores, self.lengths = saved["scores"], saved["lengths"]
+        for n in range(self.args.num_envs):
+            if not np.array_equal(self.obs[n], saved["obs"][n]):
+                print(f"game {n} does not repeat itself: this run does not go on bit for bit")
+                self.restarted += 1
+
+
+class Run:
+    """The run directory: arguments, script, every episode, metrics, the last checkpoint."""
+
+    may_change = "run_dir checkpoint_every capture_video track wandb_project_name wandb_entity"
+
+    def __init__(self, args):
+        """Looks only. Raises Stop unless the directory is free or holds this very run."""
+        self.args, self.dir, self.script = args, Path(args.run_dir), Path(__file__)
+        self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
+        begun = {self.script.name, "args.json.tmp"}  # all there is of a start that was cut short
+        try:
+            if not self.dir.exists() or {path.name for path in self.dir.iterdir()} <= begun:
+                return
+            self.facts = json.loads((self.dir / "args.json").read_text())
+            if (self.dir / "summary.json").exists():
+                self.summary = json.loads((self.dir / "summary.json").read_text())
+            same_script = (self.dir / self.script.name).read_bytes() == self.script.read_bytes()
+        except (OSError, ValueError) as error:
+            raise Stop(2, f"--run-dir {self.dir}: not a run of this script: {error}") from error
+        for name, x in asdict(args).items():
+            if name not in self.may_change.split() and (there := self.facts.get(name)) != x:
+                flag = f"--{name.replace('_', '-')}"
+                raise Stop(2, f"--run-dir {self.dir}: holds a run with {flag} {there}, not {x}")
+        if not same_script:
+            raise Stop(2, f"--run-dir {self.dir}: go on with the {self.script.name} that is in it")
+
+    def start(self):
+        """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
+        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
+        versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
+        versions["threads"] = torch.get_num_threads()
+        if not self.facts:
+            commit = subprocess.run(
+                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True, text=True,
+                cwd=self.script.resolve().parent, capture_output=True,
+            ).stdout.strip()  # fmt: skip
+            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
+            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
+            try:
+                self.dir.mkdir(parents=True, exist_ok=True)
+                (self.dir / self.script.name).write_bytes(self.script.read_bytes())
+                self.write_json("args.json", self.facts)
+            except OSError as error:
+                raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
+        if self.facts["versions"] != versions:
+            print(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
+        size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
+        device = f"{self.args.device}, {versions['threads']} thread(s)"
+        print(f"{self.args.env_id}: {size} on {device}, in {self.dir}", flush=True)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.on_signal)
+        self.send = self.tracker()
+
+    def on_signal(self, signum, _):
+        """Ends the run after this iteration; after 25 s, or a second signal, without it."""
+        self.stop = 128 + signum
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, lambda *_: os._exit(self.stop))
+        timer = threading.Timer(25, os._exit, [self.stop])
+        timer.daemon = True
+        timer.start()
+        print("\nstops after this iteration; the same command will go on from there", flush=True)
+
+    def tracker(self):
+        """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""
+        if not self.args.track:
+            return lambda row: None
+        try:
+            import wandb
+
+            wandb.init(
+                project=self.args.wandb_project_name, entity=self.args.wandb_entity,
+                id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
+                config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
+            )  # fmt: skip
+            return lambda row: wandb.log(row, step=row["global_step"])
+        except Exception as error:
+            print(f"goes on without Weights & Biases: {error}")
+            return lambda row: None
+
+    def write(self, name, save):
+        """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
+        with open(self.dir / f"{name}.tmp", "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.dir / f"{name}.tmp", self.dir / name)
+
+    def write_json(self, name, data):
+        self.write(name, lambda file: file.write(json.dumps(data, indent=1).encode()))
+
+    def resume(self, **state):
+        """Brings state to where the last checkpoint left it. Returns the iterations it has done."""
+        self.state, path = state, self.dir / "checkpoint.pt"
+        saved = {"iteration": 0, "seconds": 0.0, "sizes": {}}
+        if path.exists():
+            try:
+                saved = torch.load(path, weights_only=True)
+                for name, part in state.items():
+                    part.load_state_dict(saved[name])
+            except Exception as error:
+                raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+        self.seconds, self.saved_at, self.files = saved["seconds"], time.perf_counter(), {}
+        for name in ("episodes.csv", "metrics.csv"):
+            file, size = open(self.dir / name, "a", buffering=1), saved["sizes"].get(name, 0)
+            if file.tell() < size:
+                raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
+            file.truncate(size)
+            self.files[name] = file
+        if saved["iteration"]:
+            print(f"goes on after iteration {saved['iteration']}")
+        else:
+            self.files["episodes.csv"].write("global_step,episodic_return,episodic_length\n")
+        self.recent = deque(self.scores(), maxlen=100)
+        return saved["iteration"]
+
+    def scores(self):
+        return [float(row.split(",")[1]) for row in open(self.dir / "episodes.csv").readlines()[1:]]
+
+    def episode(self, global_step, score, length):
+        self.files["episodes.csv"].write(f"{global_step},{score},{length}\n")
+        self.recent.append(score)
+
+    def check(self, iteration, **tensors):
+        for name, x in tensors.items():
+            if not torch.isfinite(torch.as_tensor(x)).all():
+                raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+
+    def log(self, iteration, **metrics):
+        """Writes, sends and shows a row of metrics; saves a checkpoint where one is due."""
+        args, now, step = self.args, time.perf_counter(), iteration * self.args.batch_size
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        row = dict(global_step=step, seconds=round(self.seconds, 3), sps=round(step / self.seconds))
+        row |= metrics
+        if iteration == 1:
+            self.files["metrics.csv"].write(",".join(row) + "\n")
+        self.files["metrics.csv"].write(",".join(map(str, row.values())) + "\n")
+        score = np.mean(self.recent) if self.recent else math.nan
+        self.send(row | {"episodic_return": score})
+        left = self.seconds / iteration * (args.num_iterations - iteration)
+        text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
+        text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
+        if sys.stdout.isatty():
+            print(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "", flush=True)
+        elif iteration % max(1, args.num_iterations // 20) == 0:
+            print(text, flush=True)
+        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
+            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"{step}.gif")
+        last = iteration == args.num_iterations or self.stop
+        if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
+            self.checkpoint(iteration)
+            self.saved_at = now
+        if self.stop:
+            self.finish("interrupted", iteration)
+            sys.exit(self.stop)
+
+    def checkpoint(self, iteration, name="checkpoint.pt"):
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        saved = {name: part.state_dict() for name, part in self.state.items()}
+        saved["sizes"] = {name: file.tell() for name, file in self.files.items()}
+        saved |= {"iteration": iteration, "seconds": self.seconds}
+        self.write(name, lambda file: torch.save(saved, file))
+
+    def finish(self, status, iteration, **more):
+        scores, step = self.scores(), self.state["envs"].global_step
+        summary = dict(
+            status=status, score=np.mean(scores[-100:]) if scores else None,
+            score_all=np.mean(scores) if scores else None, episodes=len(scores), global_step=step,
+            seconds=self.seconds, sps=step / max(self.seconds, 1e-9), iteration=iteration,
+            restarted_episodes=self.state["envs"].restarted, **more,
+        )  # fmt: skip
+        self.write_json("summary.json", summary)
+        print(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}", flush=True)
+
+
+def play(args, agent, seed, video=None):
+    """The score of one game of agent, filmed to the GIF video, if given."""
+    rng, env, score, over, frames = np.random.default_rng(seed), make_games(args, 1), 0.0, False, []
+    obs, _ = env.reset(seed=seed)
+    if video:  # the same game on a second emulator, for the screen as people see it
+        screen = make_games(args, 1, grayscale=False, img_height=210, img_width=160, stack_num=1)
+        frames.append(screen.reset(seed=seed)[0])
+    while not over:
+        with torch.no_grad():
+            pi, _ = agent(torch.from_numpy(obs).permute(0, 2, 3, 1).to(args.device))
+        action = (pi.logits.cpu().numpy() + rng.gumbel(size=pi.logits.shape)).argmax(-1)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        score, over = score + float(reward[0]), bool(terminated[0] | truncated[0])
+        if video:
+            frames.append(screen.step(action)[0])
+    if video:
+        import imageio
+
+        video.parent.mkdir(exist_ok=True)
+        imageio.mimsave(video, [f.reshape(210, 160, 3) for f in frames], duration=1000 / 15, loop=0)
+        screen.close()
+    env.close()
+    return score
+
+
+def evaluate(args):
+    """Plays ten episodes with the agent of the run directory args.eval."""
+    run = Path(args.eval)
+    try:
+        saved = json.loads((run / "args.json").read_text())
+        weights = torch.load(run / "agent.pt", weights_only=True)
+    except Exception as error:
+        raise Stop(2, f"--eval {run}: not a finished run: {error}") from error
+    run_args = Args(**{name: saved[name] for name in asdict(args)})
+    num_actions = weights["actor.bias"].shape[0]
+    agent = Agent(num_actions, run_args.network, run_args.init, run_args.bf16).to(args.device)
+    agent.load_state_dict(weights)
+    scores = []
+    for i in range(10):
+        video = run / "videos" / f"eval-{args.seed}-{i}.gif" if args.capture_video else None
+        scores.append(play(run_args, agent, args.seed * 1000 + i, video))
+        print(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""), flush=True)
+    print(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
+    return 0
+
+
+def parse(argv):
+    """Args of the command line, with 1e6 for an int too. Raises Stop in one line."""
+    integral = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
+    argv = [f"{float(x):.0f}" if integral.fullmatch(x) and float(x) % 1 == 0 else x for x in argv]
+    with redirect_stderr(io.StringIO()) as stderr:
+        try:
+            args = tyro.cli(Args, args=argv, description=__doc__)
+        except SystemExit as exit:
+            if not exit.code:
+                raise
+            lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
+            text = re.sub("─+", "", " ".join(lines)).split("For full helptext")[0]
+            raise Stop(2, " ".join(text.split())) from None
+    args = replace(args, env_id=resolve(args.env_id))
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
+    return replace(args, run_dir=args.run_dir or f"runs/{name}")
+
+
+def main():
+    """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        args = parse(sys.argv[1:])
+        torch.set_num_threads(args.num_threads or torch.get_num_threads())
+        torch.backends.cudnn.deterministic = args.torch_deterministic
+        if args.eval:
+            return evaluate(args)
+        run = Run(args)
+        if run.summary.get("status") in ("finished", "diverged"):
+            print(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
+            return 0 if run.summary["status"] == "finished" else 3
+        envs = Envs(args, run.episode)
+        run.start()
+        agent = train(args, envs, run)
+        if args.save_model:
+            run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
+        run.finish("finished", args.num_iterations)
+        return 0
+    except Stop as stop:
+        print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
+        if stop.code == 3:
+            run.checkpoint(None, "diverged.pt")
+            run.finish("diverged", None, reason=str(stop))
+        return stop.code
+    except OSError as error:
+        print(f"{Path(__file__).name}: {error}; the last checkpoint is untouched", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
