@@ -247,9 +247,9 @@ def train(args, envs, run):
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
 
         # Update: K epochs of minibatch ascent on eq. 9
-        alpha = 1 - (iteration - 1) / args.num_iterations
-        learning_rate = torch.tensor(args.learning_rate * (alpha if args.anneal_lr else 1))  # (+)
-        clip_coef = torch.tensor(args.clip_coef * (alpha if args.anneal_clip_coef else 1))  # (+)
+        alpha = 1 - (iteration - 1) / args.num_iterations  # of Table 5
+        learning_rate = torch.tensor(args.learning_rate * (alpha if args.anneal_lr else 1))
+        clip_coef = torch.tensor(args.clip_coef * (alpha if args.anneal_clip_coef else 1))
         rollout = obs, tensor(actions), old_logprob, advantages, value_targets, values
         batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
         metrics = []
@@ -343,6 +343,8 @@ def compiled(function, args):
         "cpp_wrapper": args.device.type == "cpu",
         "cpp.use_decompose_tanh": True,
         "size_asserts": False,
+        "cpp.vec_isa_ok": True,  # these two halve the time of compilation
+        "cpp_cache_precompile_headers": False,
     }
     return torch.compile(function, fullgraph=True, options=options)
 
@@ -600,7 +602,7 @@ class Run:
         elif iteration % max(1, args.num_iterations // 20) == 0:
             print(text, flush=True)
         if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
-            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"{step}.gif")
+            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
         last = iteration == args.num_iterations or self.stop
         if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
             self.checkpoint(iteration)
@@ -663,12 +665,12 @@ def evaluate(args):
     except Exception as error:
         raise Stop(2, f"--eval {run}: not a finished run: {error}") from error
     run_args = Args(**{name: saved[name] for name in asdict(args)})
+    now, scores = f"{time.time():.0f}", []
     num_actions = weights["actor.bias"].shape[0]
     agent = Agent(num_actions, run_args.network, run_args.init, run_args.bf16).to(args.device)
     agent.load_state_dict(weights)
-    scores = []
     for i in range(10):
-        video = run / "videos" / f"eval-{args.seed}-{i}.gif" if args.capture_video else None
+        video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
         scores.append(play(run_args, agent, args.seed * 1000 + i, video))
         print(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""), flush=True)
     print(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
@@ -686,8 +688,8 @@ def parse(argv):
             if not exit.code:
                 raise
             lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
-            text = re.sub("─+", "", " ".join(lines)).split("For full helptext")[0]
-            raise Stop(2, " ".join(text.split())) from None
+            text = re.sub("─+|Error parsing Args:", "", " ".join(lines))
+            raise Stop(2, text.split("For full helptext")[0]) from None
     args = replace(args, env_id=resolve(args.env_id))
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
     return replace(args, run_dir=args.run_dir or f"runs/{name}")

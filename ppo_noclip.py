@@ -381,6 +381,8 @@ def compiled(function, args):
         "cpp_wrapper": args.device.type == "cpu",
         "cpp.use_decompose_tanh": True,
         "size_asserts": False,
+        "cpp.vec_isa_ok": True,  # these two halve the time of compilation
+        "cpp_cache_precompile_headers": False,
     }
     return torch.compile(function, fullgraph=True, options=options)
 
@@ -634,7 +636,7 @@ class Run:
         elif iteration % max(1, args.num_iterations // 20) == 0:
             print(text, flush=True)
         if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
-            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"{step}.gif")
+            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
         last = iteration == args.num_iterations or self.stop
         if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
             self.checkpoint(iteration)
@@ -695,12 +697,12 @@ def evaluate(args):
     except Exception as error:
         raise Stop(2, f"--eval {run}: not a finished run: {error}") from error
     run_args = Args(**{name: saved[name] for name in asdict(args)})
+    now, scores = f"{time.time():.0f}", []
     obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
     agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
     agent.load_state_dict(weights)
-    scores = []
     for i in range(10):
-        video = run / "videos" / f"eval-{args.seed}-{i}.gif" if args.capture_video else None
+        video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
         scores.append(play(run_args, agent, args.seed * 1000 + i, video))
         print(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""), flush=True)
     print(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
@@ -718,8 +720,8 @@ def parse(argv):
             if not exit.code:
                 raise
             lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
-            text = re.sub("─+", "", " ".join(lines)).split("For full helptext")[0]
-            raise Stop(2, " ".join(text.split())) from None
+            text = re.sub("─+|Error parsing Args:", "", " ".join(lines))
+            raise Stop(2, text.split("For full helptext")[0]) from None
     args = replace(args, env_id=resolve(args.env_id))
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
     return replace(args, run_dir=args.run_dir or f"runs/{name}")
@@ -729,6 +731,8 @@ def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     gym.logger.min_level = gym.logger.ERROR
     torch.distributions.Distribution.set_default_validate_args(False)
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
     try:
         args = parse(sys.argv[1:])
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
