@@ -18,9 +18,9 @@ Algorithm 1, in this file's names. Each iteration
     estimates advantages, eqs. 11 and 12                           gae()
     takes update_epochs passes over minibatches, eqs. 7 and 9      surrogate(), update(), "Update"
 
-Not in the paper, marked (+) where it happens, each with its flag: --norm-adv,
---bootstrap-truncated, --episodic-life, --clip-rewards, --init, --adam-eps, --max-grad-norm,
---clip-vloss, --target-kl. What they do stands in Args.
+The defaults are those of Table 5. Not in the paper, marked (+) where it happens, each with its
+flag: --norm-adv, --bootstrap-truncated, --episodic-life, --clip-rewards, --init, --adam-eps,
+--max-grad-norm, --clip-vloss, --target-kl.
 
 A game is played as in the 2017 code: 4 frames an action, of which the last two are pooled, 84x84
 grey, 4 stacked, up to 30 no-ops at the start, no sticky actions. Scores are raw, of whole games.
@@ -39,6 +39,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
@@ -466,12 +467,18 @@ class Run:
         self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
         begun = {self.script.name, "args.json.tmp"}  # all there is of a start that was cut short
         try:
-            if not self.dir.exists() or {path.name for path in self.dir.iterdir()} <= begun:
+            copy, names = self.dir / self.script.name, set()
+            if self.dir.exists():
+                names = {path.name for path in self.dir.iterdir()}
+            code = copy.read_bytes() if copy.name in names else b""
+            if names <= begun and self.script.read_bytes().startswith(code):
                 return
             self.facts = json.loads((self.dir / "args.json").read_text())
             if (self.dir / "summary.json").exists():
                 self.summary = json.loads((self.dir / "summary.json").read_text())
-            same_script = (self.dir / self.script.name).read_bytes() == self.script.read_bytes()
+            same_script = code == self.script.read_bytes()
+            if not isinstance(self.facts, dict) or not isinstance(self.summary, dict):
+                raise ValueError("args.json and summary.json must hold an object each")
         except (OSError, ValueError) as error:
             raise Stop(2, f"--run-dir {self.dir}: not a run of this script: {error}") from error
         for name, x in asdict(args).items():
@@ -522,6 +529,14 @@ class Run:
         """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""
         if not self.args.track:
             return lambda row: None
+
+        def send(row):
+            try:
+                wandb.log(row, step=row["global_step"])
+            except Exception as error:
+                print(f"goes on without Weights & Biases: {error}")
+                self.send = lambda row: None
+
         try:
             import wandb
 
@@ -530,7 +545,7 @@ class Run:
                 id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
                 config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
             )  # fmt: skip
-            return lambda row: wandb.log(row, step=row["global_step"])
+            return send
         except Exception as error:
             print(f"goes on without Weights & Biases: {error}")
             return lambda row: None
@@ -553,6 +568,8 @@ class Run:
         if path.exists():
             try:
                 saved = torch.load(path, weights_only=True)
+                if saved["run"] != self.facts["wandb_id"]:
+                    raise ValueError("it was made by another run")
                 for name, part in state.items():
                     part.load_state_dict(saved[name])
             except Exception as error:
@@ -562,7 +579,7 @@ class Run:
             file, size = open(self.dir / name, "a", buffering=1), saved["sizes"].get(name, 0)
             if file.tell() < size:
                 raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
-            file.truncate(size)
+            file.seek(file.truncate(size))
             self.files[name] = file
         if saved["iteration"]:
             print(f"goes on after iteration {saved['iteration']}")
@@ -616,14 +633,17 @@ class Run:
             os.fsync(file.fileno())
         saved = {name: part.state_dict() for name, part in self.state.items()}
         saved["sizes"] = {name: file.tell() for name, file in self.files.items()}
-        saved |= {"iteration": iteration, "seconds": self.seconds}
+        saved |= {"iteration": iteration, "seconds": self.seconds, "run": self.facts["wandb_id"]}
         self.write(name, lambda file: torch.save(saved, file))
 
     def finish(self, status, iteration, **more):
+        def mean(scores):  # JSON knows no NaN
+            return np.mean(scores) if scores and np.isfinite(scores).all() else None
+
         scores, step = self.scores(), self.state["envs"].global_step
         summary = dict(
-            status=status, score=np.mean(scores[-100:]) if scores else None,
-            score_all=np.mean(scores) if scores else None, episodes=len(scores), global_step=step,
+            status=status, score=mean(scores[-100:]), score_all=mean(scores),
+            episodes=len(scores), global_step=step,
             seconds=self.seconds, sps=step / max(self.seconds, 1e-9), iteration=iteration,
             restarted_episodes=self.state["envs"].restarted, **more,
         )  # fmt: skip
@@ -661,14 +681,15 @@ def evaluate(args):
     run = Path(args.eval)
     try:
         saved = json.loads((run / "args.json").read_text())
+        run_args = Args(**{name: saved[name] for name in asdict(args)})
         weights = torch.load(run / "agent.pt", weights_only=True)
+        num_actions = weights["actor.bias"].shape[0]
+        agent = Agent(num_actions, run_args.network, run_args.init, run_args.bf16).to(args.device)
+        agent.load_state_dict(weights)
     except Exception as error:
-        raise Stop(2, f"--eval {run}: not a finished run: {error}") from error
-    run_args = Args(**{name: saved[name] for name in asdict(args)})
+        error = f"not a finished run of this script: {type(error).__name__}: {error}"
+        raise Stop(2, f"--eval {run}: {error}") from None
     now, scores = f"{time.time():.0f}", []
-    num_actions = weights["actor.bias"].shape[0]
-    agent = Agent(num_actions, run_args.network, run_args.init, run_args.bf16).to(args.device)
-    agent.load_state_dict(weights)
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
         scores.append(play(run_args, agent, args.seed * 1000 + i, video))
@@ -697,6 +718,7 @@ def parse(argv):
 
 def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
+    warnings.filterwarnings("ignore", module="torch")
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
         args = parse(sys.argv[1:])

@@ -18,9 +18,9 @@ Algorithm 1, in this file's names. Each iteration
     estimates advantages, eqs. 11 and 12                           gae()
     takes update_epochs passes over minibatches, eqs. 7 and 9      surrogate(), update(), "Update"
 
-Not in the paper, marked (+) where it happens, each with its flag: --norm-obs, --norm-reward,
---norm-adv, --bootstrap-truncated, --anneal-lr, --anneal-clip-coef, --init, --adam-eps,
---max-grad-norm, --clip-vloss, --clip-actions, --target-kl. What they do stands in Args.
+The defaults are those of Table 3. Not in the paper, marked (+) where it happens, each with its
+flag: --norm-obs, --norm-reward, --norm-adv, --bootstrap-truncated, --anneal-lr,
+--anneal-clip-coef, --init, --adam-eps, --max-grad-norm, --clip-vloss, --clip-actions, --target-kl.
 
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
 """
@@ -36,6 +36,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
@@ -480,7 +481,7 @@ class Envs:
 
     def state_dict(self):
         actions = [torch.from_numpy(np.array(actions)) for actions in self.actions]
-        state = {k: getattr(self, k) for k in ("episode", "global_step", "restarted")}
+        state = {k: getattr(self, k) for k in ("episode", "score", "global_step", "restarted")}
         return state | {"obs": torch.tensor(self.obs), "actions": actions}
 
     def load_state_dict(self, state):
@@ -490,7 +491,7 @@ class Envs:
             self.reset(n)
             for action in actions.numpy():
                 self.act(n, action)
-            if not np.array_equal(self.obs[n], obs):
+            if not np.array_equal(self.obs[n], obs) or self.score[n] != state["score"][n]:
                 print(f"environment {n} does not repeat itself: its episode starts anew")
                 self.restarted += 1
                 self.reset(n)
@@ -507,12 +508,18 @@ class Run:
         self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
         begun = {self.script.name, "args.json.tmp"}  # all there is of a start that was cut short
         try:
-            if not self.dir.exists() or {path.name for path in self.dir.iterdir()} <= begun:
+            copy, names = self.dir / self.script.name, set()
+            if self.dir.exists():
+                names = {path.name for path in self.dir.iterdir()}
+            code = copy.read_bytes() if copy.name in names else b""
+            if names <= begun and self.script.read_bytes().startswith(code):
                 return
             self.facts = json.loads((self.dir / "args.json").read_text())
             if (self.dir / "summary.json").exists():
                 self.summary = json.loads((self.dir / "summary.json").read_text())
-            same_script = (self.dir / self.script.name).read_bytes() == self.script.read_bytes()
+            same_script = code == self.script.read_bytes()
+            if not isinstance(self.facts, dict) or not isinstance(self.summary, dict):
+                raise ValueError("args.json and summary.json must hold an object each")
         except (OSError, ValueError) as error:
             raise Stop(2, f"--run-dir {self.dir}: not a run of this script: {error}") from error
         for name, x in asdict(args).items():
@@ -563,6 +570,14 @@ class Run:
         """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""
         if not self.args.track:
             return lambda row: None
+
+        def send(row):
+            try:
+                wandb.log(row, step=row["global_step"])
+            except Exception as error:
+                print(f"goes on without Weights & Biases: {error}")
+                self.send = lambda row: None
+
         try:
             import wandb
 
@@ -571,7 +586,7 @@ class Run:
                 id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
                 config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
             )  # fmt: skip
-            return lambda row: wandb.log(row, step=row["global_step"])
+            return send
         except Exception as error:
             print(f"goes on without Weights & Biases: {error}")
             return lambda row: None
@@ -594,6 +609,8 @@ class Run:
         if path.exists():
             try:
                 saved = torch.load(path, weights_only=True)
+                if saved["run"] != self.facts["wandb_id"]:
+                    raise ValueError("it was made by another run")
                 for name, part in state.items():
                     part.load_state_dict(saved[name])
             except Exception as error:
@@ -603,7 +620,7 @@ class Run:
             file, size = open(self.dir / name, "a", buffering=1), saved["sizes"].get(name, 0)
             if file.tell() < size:
                 raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
-            file.truncate(size)
+            file.seek(file.truncate(size))
             self.files[name] = file
         if saved["iteration"]:
             print(f"goes on after iteration {saved['iteration']}")
@@ -657,14 +674,17 @@ class Run:
             os.fsync(file.fileno())
         saved = {name: part.state_dict() for name, part in self.state.items()}
         saved["sizes"] = {name: file.tell() for name, file in self.files.items()}
-        saved |= {"iteration": iteration, "seconds": self.seconds}
+        saved |= {"iteration": iteration, "seconds": self.seconds, "run": self.facts["wandb_id"]}
         self.write(name, lambda file: torch.save(saved, file))
 
     def finish(self, status, iteration, **more):
+        def mean(scores):  # JSON knows no NaN
+            return np.mean(scores) if scores and np.isfinite(scores).all() else None
+
         scores, step = self.scores(), self.state["envs"].global_step
         summary = dict(
-            status=status, score=np.mean(scores[-100:]) if scores else None,
-            score_all=np.mean(scores) if scores else None, episodes=len(scores), global_step=step,
+            status=status, score=mean(scores[-100:]), score_all=mean(scores),
+            episodes=len(scores), global_step=step,
             seconds=self.seconds, sps=step / max(self.seconds, 1e-9), iteration=iteration,
             restarted_episodes=self.state["envs"].restarted, **more,
         )  # fmt: skip
@@ -700,14 +720,15 @@ def evaluate(args):
     run = Path(args.eval)
     try:
         saved = json.loads((run / "args.json").read_text())
+        run_args = Args(**{name: saved[name] for name in asdict(args)})
         weights = torch.load(run / "agent.pt", weights_only=True)
+        obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
+        agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
+        agent.load_state_dict(weights)
     except Exception as error:
-        raise Stop(2, f"--eval {run}: not a finished run: {error}") from error
-    run_args = Args(**{name: saved[name] for name in asdict(args)})
+        error = f"not a finished run of this script: {type(error).__name__}: {error}"
+        raise Stop(2, f"--eval {run}: {error}") from None
     now, scores = f"{time.time():.0f}", []
-    obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
-    agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
-    agent.load_state_dict(weights)
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
         scores.append(play(run_args, agent, args.seed * 1000 + i, video))
@@ -737,6 +758,7 @@ def parse(argv):
 def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     gym.logger.min_level = gym.logger.ERROR
+    warnings.filterwarnings("ignore", module="torch")
     torch.distributions.Distribution.set_default_validate_args(False)
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
