@@ -134,10 +134,10 @@ class Args:
 
 def surrogate(ratio, advantage, clip_coef, clip_log_ratio=False):
     """L^CLIP, eq. 7, to be maximised. ratio [M] is r_t(theta) = pi(a_t|s_t) / pi_old(a_t|s_t)."""
-    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    low, high = 1 - clip_coef, 1 + clip_coef
     if clip_log_ratio:
-        clipped_ratio = ratio.log().clamp(-clip_coef, clip_coef).exp()
-    return torch.min(ratio * advantage, clipped_ratio * advantage).mean()
+        low, high = math.e**-clip_coef, math.e**clip_coef
+    return torch.min(ratio * advantage, ratio.clamp(low, high) * advantage).mean()
 
 
 def gae(rewards, values, dones, last_value, gamma, gae_lambda):

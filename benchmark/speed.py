@@ -80,7 +80,8 @@ def programs(args):
     kind = "atari" if args.atari else "continuous"
     line = "--env-id {task} --total-timesteps {steps} --seed {seed} "
     line += "--cuda" if args.cuda else "--no-cuda"
-    ours = ROOT / f"ppo_{kind}.py", "torch gymnasium tyro", line + " --run-dir {run}"
+    own = line + " --run-dir {run} --max-grad-norm 0.5"  # as the others do
+    ours = ROOT / f"ppo_{kind}.py", "torch gymnasium tyro", own
     found = {"ours": (sys.executable, *ours)}
     if args.warm_cache:
         found["ours, warm cache"] = found["ours"]

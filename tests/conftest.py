@@ -1,0 +1,138 @@
+"""What the tests share: the scripts as modules, and a cheap way to run them as programs."""
+
+import csv
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+ALL = [import_module(path.stem) for path in sorted(ROOT.glob("ppo_*.py"))]
+SCRIPTS = [script for script in ALL if script.__name__ != "ppo_atari"]
+torch.set_num_threads(1)
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the forkserver, and for toys
+
+
+def pytest_make_parametrize_id(val):
+    return getattr(val, "__name__", None)
+
+
+class Notes:
+    """Stands in for a script's Run: keeps what train() hands to it."""
+
+    def __init__(self):
+        self.rollouts, self.rows, self.episodes = [], [], []
+
+    def resume(self, **state):
+        self.state = state
+        self.weights = {k: x.clone() for k, x in state["agent"].state_dict().items()}
+        return 0
+
+    def check(self, iteration, **tensors):
+        if "obs" in tensors:
+            self.rollouts.append({name: np.copy(x) for name, x in tensors.items()})
+
+    def log(self, iteration, **row):
+        self.rows.append(row)
+
+    def episode(self, *row):
+        self.episodes.append(row)
+
+
+def minibatch_of(script, agent, size):
+    """Random tensors [size, ...], what train() would hand to update() with agent as pi_old."""
+    obs = torch.randn(size, len(agent.obs_moments.mean))
+    with torch.no_grad():
+        pi, value = agent(obs)
+        actions = pi.sample()
+        old = [pi.log_prob(actions)]
+    if script.__name__ == "ppo_klpen":
+        old += [pi.mean, pi.stddev]
+    return obs, actions, *old, torch.randn(size), torch.randn(size), value
+
+
+def update(script, agent, minibatch, adam=None, learning_rate=0.0, step=None, **flags):
+    """The METRICS of one call of script.update, or of step in its place, as a dict."""
+    args = script.Args(**flags)
+    coefs = [torch.tensor(x) for name, x in vars(args).items() if name in ("clip_coef", "kl_coef")]
+    adam = adam or script.Adam(agent.parameters(), args.adam_eps)
+    learning_rate = torch.tensor(learning_rate)
+    metrics = (step or script.update)(agent, adam, args, learning_rate, *coefs, *minibatch)
+    return dict(zip(script.METRICS, metrics.tolist()))
+
+
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(["conftest", "mujoco"])
+
+
+def become(path, argv, cwd, output):
+    """Makes this process the program `PYTHONPATH=. python path argv` in cwd."""
+    os.chdir(cwd)
+    for fd, file in zip((1, 2), output):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    sys.argv, sys.path = [path, *argv], [os.path.dirname(path), str(cwd), *sys.path]
+    runpy.run_path(path, run_name="__main__")
+
+
+class Program:
+    """A script running in directory cwd; forked with torch imported, it starts in 0.1 s, not 2."""
+
+    def __init__(self, script, cwd, *argv):
+        cwd.mkdir(exist_ok=True)
+        self.output = [cwd.with_name(f"{cwd.name}.{name}") for name in ("stdout", "stderr")]
+        args = script.__file__, [str(x) for x in argv], cwd, self.output
+        self.process = forkserver.Process(target=become, args=args, daemon=True)
+        self.process.start()
+
+    @property
+    def out(self):
+        return self.output[0].read_text() if self.output[0].exists() else ""
+
+    @property
+    def err(self):
+        return self.output[1].read_text()
+
+    def until(self, condition):
+        """Waits until condition() holds or the program has ended. Returns itself."""
+        while self.process.exitcode is None and not condition():
+            time.sleep(0.001)
+        return self
+
+    def wait(self, send=None):
+        """Sends a signal, if given. Returns the exit code, or minus the signal that killed it."""
+        if send and self.process.exitcode is None:
+            os.kill(self.process.pid, send)
+        self.process.join(60)
+        if self.process.exitcode is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+        return self.process.exitcode
+
+
+def rows(path):
+    """The rows of a CSV file, as dicts."""
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def results(run_dir):
+    """All that the same command must reproduce byte for byte."""
+    metrics = [{**row, "seconds": "", "sps": ""} for row in rows(run_dir / "metrics.csv")]
+    return {
+        "episodes.csv": (run_dir / "episodes.csv").read_bytes(),
+        "metrics.csv": metrics,
+        "agent.pt": (run_dir / "agent.pt").read_bytes(),
+    }
+
+
+def snapshot(directory):
+    """Every file below a directory with its bytes and the time of its last change."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}

@@ -1,0 +1,605 @@
+"""ppo_atari: its games, network and update against references made apart, and whole runs."""
+
+import io
+import json
+import re
+import shutil
+import signal
+from collections import Counter
+from functools import partial
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from ale_py import Action, ALEInterface, LoggerMode, roms
+from conftest import Notes, Program, results, rows
+from PIL import Image, ImageSequence
+from test_gae import eq11
+
+import ppo_atari
+
+gym.register_envs(ale_py)
+ALEInterface.setLoggerMode(LoggerMode.Error)
+
+PAPER = """Alien Amidar Assault Asterix Asteroids Atlantis BankHeist BattleZone BeamRider Bowling
+Boxing Breakout Centipede ChopperCommand CrazyClimber DemonAttack DoubleDunk Enduro FishingDerby
+Freeway Frostbite Gopher Gravitar IceHockey Jamesbond Kangaroo Krull KungFuMaster MontezumaRevenge
+MsPacman NameThisGame Pitfall Pong PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest
+SpaceInvaders StarGunner Tennis TimePilot Tutankham UpNDown Venture VideoPinball WizardOfWor
+Zaxxon""".split()
+STEPS = {"breakout": 500, "pong": 1050, "seaquest": 700, "qbert": 600, "freeway": 2055}
+
+
+# Games
+
+
+def shares(size, pixels=84):
+    """[pixels, size], how much of each of pixels comes from each of size smaller ones."""
+    ends, starts = np.arange(pixels + 1) * size / pixels, np.arange(size)
+    overlap = np.minimum.outer(ends[1:], starts + 1) - np.maximum.outer(ends[:-1], starts)
+    return torch.from_numpy(overlap.clip(0) * pixels / size).float()
+
+
+ROWS, COLUMNS = shares(210), shares(160)
+
+
+class Emulator:
+    """A game straight on the emulator, with the rules of the script's docstring."""
+
+    def __init__(self, name, seed, sticky=0.0, limit=108_000):
+        self.ale, self.rng, self.limit = ALEInterface(), np.random.RandomState(seed), limit
+        self.ale.setFloat("repeat_action_probability", sticky)
+        self.ale.setInt("random_seed", seed)
+        self.ale.loadROM(roms.get_rom_path(name))
+        self.actions = self.ale.getMinimalActionSet()
+        self.start()
+
+    def start(self):
+        self.ale.reset_game()
+        waits = int(self.rng.randint(0, 2**32, dtype=np.uint32)) * 30 >> 32
+        if Action.FIRE in self.actions:
+            self.ale.act(Action.FIRE)
+            waits -= 1
+        for _ in range(waits):
+            self.ale.act(Action.NOOP)
+        self.frames, self.lives = 0, self.ale.lives()
+        self.last_two = [self.ale.getScreenGrayscale(), np.zeros((210, 160), np.uint8)]
+        self.stack = np.zeros((84, 84, 4), np.float32)
+        self.look()
+        return self
+
+    def look(self):
+        self.last_two[0] = np.maximum(*self.last_two)
+        grey = ROWS @ torch.from_numpy(self.last_two[0]).float() @ COLUMNS.T
+        self.stack = np.dstack([self.stack[..., 1:], grey])
+
+    def step(self, action):
+        reward = 0
+        for frame in range(4):
+            reward += self.ale.act(self.actions[action])
+            self.frames, self.lives = self.frames + 1, self.ale.lives()
+            self.over, self.cut = self.ale.game_over(), self.frames >= self.limit
+            if self.over or self.cut:
+                break
+            if frame >= 2:
+                self.last_two[3 - frame] = self.ale.getScreenGrayscale()
+        self.look()
+        return reward
+
+    def shows(self, obs):
+        """obs is what is seen here, rounded; means over areas are multiples of 1 / 200."""
+        return np.abs(obs - self.stack).max() < 0.5 + 1 / 400
+
+
+class Wrapped:
+    """A game in Gymnasium's own wrappers, without no-ops and FIRE at the start."""
+
+    def __init__(self, name, seed):
+        env = gym.make(f"ALE/{name.title()}-v5", frameskip=1, repeat_action_probability=0.0)
+        ale = env.unwrapped.ale
+        env.unwrapped.seed_game = lambda seed: ale.setInt("random_seed", seed)
+        env = gym.wrappers.AtariPreprocessing(env, noop_max=0)
+        self.env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+        self.start(seed)
+
+    def start(self, seed=None):
+        self.obs, info = self.env.reset(seed=seed)
+        self.lives = info["lives"]
+        return self
+
+    def step(self, action):
+        self.obs, reward, self.over, self.cut, info = self.env.step(action)
+        self.lives = info["lives"]
+        return reward
+
+    def shows(self, obs):
+        return np.array_equal(obs, self.obs.transpose(1, 2, 0))
+
+
+def games_of(reference, name, seed=1, seeding=0, num_envs=2):
+    """Games from the seeds that Envs takes."""
+    keys = [(seed, n, seeding) for n in range(num_envs)]
+    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1 for key in keys]
+    return [reference(name, s) for s in seeds]
+
+
+def limit_games(monkeypatch, frames):
+    limited = partial(ppo_atari.make_games, max_num_frames_per_episode=frames)
+    monkeypatch.setattr(ppo_atari, "make_games", limited)
+
+
+class Player:
+    """Plays games in Envs, half of the actions being action 1: FIRE, or UP in Freeway."""
+
+    def __init__(self, num_envs=2, **flags):
+        self.N, self.episodes, self.rng = num_envs, [], np.random.default_rng(1)
+        self.args = ppo_atari.Args(num_envs=num_envs, minibatch_size=2, **flags)
+        self.envs = ppo_atari.Envs(self.args, lambda *row: self.episodes.append(row))
+
+    def step(self):
+        any_action = self.rng.integers(self.envs.num_actions, size=self.N)
+        actions = np.where(self.rng.random(self.N) < 0.5, 1, any_action)
+        return actions, self.envs.step(actions)
+
+    def follows(self, games, steps, again=None):
+        """Asserts that Envs equals games in every transition. Returns how often what was seen.
+
+        again(n) is the game after a game n that has ended; without it, game n starts once more.
+        """
+        seen, episodes, score, length = Counter(), [], np.zeros(self.N), np.zeros(self.N, int)
+        assert all(game.shows(obs) for game, obs in zip(games, self.envs.obs))
+        for step in range(1, steps + 1):
+            lives = [game.lives for game in games]
+            actions, (rewards, dones, truncated, final_obs) = self.step()
+            for n, action in enumerate(actions):
+                reward = games[n].step(action)
+                score[n], length[n] = score[n] + reward, length[n] + 1
+                end, lost = games[n].over or games[n].cut, 0 < games[n].lives < lives[n]
+                done = end or lost and self.args.episodic_life
+                assert rewards[n] == (np.sign(reward) if self.args.clip_rewards else reward)
+                assert dones[n] == done and truncated[n] == (games[n].cut and not games[n].over)
+                last = games[n].lives == 0 < lives[n] and not end
+                kinds = dict(over=games[n].over, cut=games[n].cut, lost=lost, last=last)
+                seen.update(points=int(abs(reward)), **{k: int(x) for k, x in kinds.items()})
+                if end:
+                    assert games[n].shows(final_obs[n])
+                    episodes.append((self.N * step, score[n], length[n]))
+                    score[n] = length[n] = 0
+                    games[n] = again(n) if again else games[n].start()
+                assert games[n].shows(self.envs.obs[n]) and games[n].lives == self.envs.lives[n]
+        self.envs.envs.close()
+        assert self.episodes == episodes
+        return seen
+
+
+def assert_plays_as(reference, name):
+    N = 1 if name == "freeway" else 2  # whose games are long
+    games = games_of(reference, name, num_envs=N)
+    seen = Player(N, env_id=name).follows(games, STEPS[name])
+    assert seen["over"] >= N and seen["points"]
+    assert (seen["lost"] > 2 * seen["over"]) == (name not in ("pong", "freeway"))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_games_equal_a_scalar_reference(name):
+    """Every transition across lives and games: no-ops and FIRE, 4 frames, pool, grey, stack."""
+    assert_plays_as(Emulator, name)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_games_equal_the_wrappers_of_gymnasium(name, monkeypatch):
+    """The same, but for no-ops and FIRE, which those do not have in this form."""
+    pytest.importorskip("cv2")
+    plain = partial(ppo_atari.make_games, noop_max=0, use_fire_reset=False)
+    monkeypatch.setattr(ppo_atari, "make_games", plain)
+    assert_plays_as(Wrapped, name)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [dict(repeat_action_probability=0.25), dict(episodic_life=False, clip_rewards=False, seed=7)],
+    ids=["sticky", "raw"],
+)
+def test_games_follow_the_flags(flags):
+    """In a game that goes on with 0 lives left, which as in the 2017 code does not end a return."""
+    sticky = flags.get("repeat_action_probability", 0.0)
+    games = games_of(partial(Emulator, sticky=sticky), "bank_heist", flags.get("seed", 1))
+    seen = Player(env_id="bank_heist", **flags).follows(games, 450)
+    assert seen["lost"] > 3 and seen["last"] and seen["points"]
+
+
+@pytest.mark.parametrize("name", ["qbert", "freeway"])
+def test_time_limit_truncates(name, monkeypatch):
+    """After 150 frames, in the middle of step 38."""
+    limit_games(monkeypatch, 150)
+    games = games_of(partial(Emulator, limit=150), name)
+    assert Player(env_id=name).follows(games, 200)["cut"] == 2 * (200 // 38)
+
+
+def test_a_game_after_a_long_tape_has_a_new_seed(monkeypatch):
+    """Which is a function of the run's seed, the game and how often that was seeded before."""
+    monkeypatch.setattr(ppo_atari.Envs, "tape_length", 1)
+    seedings = Counter()
+
+    def again(n):
+        seedings[n] += 1
+        return games_of(Emulator, "breakout", seeding=seedings[n])[n]
+
+    assert Player(env_id="breakout").follows(games_of(Emulator, "breakout"), 300, again)["over"] > 2
+
+
+@pytest.mark.parametrize("name, sticky", [("breakout", 0.25), ("qbert", 0.0), ("seaquest", 0.0)])
+def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monkeypatch):
+    """One Envs plays on; the other is saved and built anew, at reseedings and between them."""
+    monkeypatch.setattr(ppo_atari.Envs, "tape_length", 150)
+    flags = dict(env_id=name, repeat_action_probability=sticky)
+    whole, broken = Player(**flags), Player(**flags)
+    for step in range(450):
+        if step == 300 or len(broken.envs.tape) == broken.envs.starts[0]:
+            file = io.BytesIO()
+            torch.save(broken.envs.state_dict(), file)
+            file.seek(0)
+            broken.envs.envs.close()
+            broken.envs = ppo_atari.Envs(broken.args, broken.envs.on_episode)
+            broken.envs.load_state_dict(torch.load(file, weights_only=True))
+        (_, expected), (_, result) = whole.step(), broken.step()
+        for x, y in zip((*result[:3], broken.envs.obs), (*expected[:3], whole.envs.obs)):
+            np.testing.assert_array_equal(x, y)
+        over = [length == 0 for length in whole.envs.lengths]
+        if any(over):
+            np.testing.assert_array_equal(result[3][over], expected[3][over])
+    assert broken.episodes == whole.episodes
+    states = [player.envs.state_dict() for player in (broken, whole)]
+    for key, x in states[1].items():
+        np.testing.assert_array_equal(states[0][key], x)
+    assert states[0]["restarted"] == 0 and states[0]["global_step"] == 900
+    assert max(states[0]["seedings"]) >= 1 and len(set(states[0]["starts"].tolist())) == 2
+    for player in (whole, broken):
+        player.envs.envs.close()
+
+
+def test_a_game_that_does_not_repeat_itself_is_reported(capsys):
+    envs = Player(env_id="breakout").envs
+    state = envs.state_dict()
+    state["obs"][1] += 1
+    envs.load_state_dict(state)
+    assert envs.restarted == 1 and "game 1 does not repeat itself" in capsys.readouterr().out
+    envs.envs.close()
+
+
+def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
+    """The rewards that gae() is given are those of the games, plus gamma V where time ran out."""
+    limit_games(monkeypatch, 30)
+    args = ppo_atari.Args(
+        env_id="breakout", num_envs=2, num_steps=20, minibatch_size=40, total_timesteps=40,
+        learning_rate=0.0, network="a3c", init="torch", cuda=False,
+    )  # fmt: skip
+    envs, played, given = ppo_atari.Envs(args, lambda *_: None), [], []
+    step, gae = envs.step, ppo_atari.gae
+    envs.step = lambda actions: played.append(step(actions)) or played[-1]
+    monkeypatch.setattr(ppo_atari, "gae", lambda *x: given.append(x) or gae(*x))
+    agent = ppo_atari.train(args, envs, Notes())
+    expected = np.array([rewards for rewards, *_ in played])
+    for t, (_, dones, truncated, final_obs) in enumerate(played):
+        assert (truncated == dones).all() and truncated.all() == (t % 8 == 7)
+        if truncated.any():
+            with torch.no_grad():
+                expected[t] += 0.99 * agent(torch.from_numpy(final_obs.copy()))[1].numpy()
+    np.testing.assert_allclose(given[0][0], expected, rtol=1e-5, atol=1e-6)
+    assert np.count_nonzero(expected) >= 4
+    envs.envs.close()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_usual_spellings_of_the_games_of_the_paper(name):
+    snake = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
+    spellings = [name, name.lower(), snake, f"ALE/{name}-v5", f"ALE/{name}", f"{name}-v4"]
+    spellings += [f"{name}NoFrameskip-v4", f"{name}Deterministic-v0"]
+    assert len(PAPER) == 49 and roms.get_rom_path(ppo_atari.resolve(name)).exists()
+    assert {ppo_atari.resolve(s) for s in spellings} == {gym.spec(f"ALE/{name}-v5").kwargs["game"]}
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("Brekout-v5", ": breakout"), ("MissPacman", ": ms_pacman"), ("Ponk", ": pong"), ("1x1", "")],
+)
+def test_unknown_games_are_refused_with_the_nearest(name, nearest):
+    with pytest.raises(ppo_atari.Stop, match=f"{name}: no such Atari game.*{nearest}") as stop:
+        ppo_atari.resolve(name)
+    assert stop.value.code == 2 and ("nearest" in str(stop.value)) == bool(nearest)
+
+
+# Network and update
+
+
+def network(w, obs):
+    """log pi and V of obs [B, 84, 84, 4], in float64 from weights w by name, channels first."""
+    w = {name: x.double() for name, x in w.items()}
+    x = torch.as_tensor(obs).permute(0, 3, 1, 2).double() / 255
+    *convolutions, dense = [name[:-7] for name in w if re.fullmatch("trunk.*weight", name)]
+    for name, stride in zip(convolutions, (4, 2, 1)):
+        x = F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride))
+    x = F.relu(F.linear(x.flatten(1), w[f"{dense}.weight"].flatten(1), w[f"{dense}.bias"]))
+    logits = F.linear(x, w["actor.weight"], w["actor.bias"])
+    return logits.log_softmax(-1), F.linear(x, w["critic.weight"], w["critic.bias"])[:, 0]
+
+
+def screens(*shape):
+    return torch.randint(0, 256, (*shape, 84, 84, 4), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("kind, size", [("nature", 1_687_719), ("a3c", 677_943)])
+def test_agent_equals_a_reference(kind, size):
+    """And convolving in bfloat16 makes a difference, but a small one."""
+    torch.manual_seed(1)
+    agent, obs = ppo_atari.Agent(6, kind, "torch", False), screens(5)
+    with torch.no_grad():
+        (pi, value), expected = agent(obs), network(agent.state_dict(), obs)
+        agent.bf16 = True
+        rough = agent(obs)
+    assert pi.logits.shape == (5, 6) and value.shape == (5,)
+    for x, y, z in zip((pi.logits, value), (rough[0].logits, rough[1]), expected):
+        torch.testing.assert_close(x.double(), z, atol=1e-5, rtol=1e-5)
+        assert y.dtype == torch.float32
+        assert 1e-5 < (y - z).abs().max() < 0.02
+    assert sum(p.numel() for p in agent.parameters()) == size
+
+
+class Tape:
+    """Games that show and pay the same whatever the actions; the time of some runs out."""
+
+    num_actions = 3
+
+    def __init__(self, num_envs):
+        self.rng, self.N, self.played = np.random.default_rng(1), num_envs, []
+        self.obs = self.screens()
+
+    def screens(self):
+        return self.rng.integers(0, 256, (self.N, 84, 84, 4), dtype=np.uint8)
+
+    def step(self, actions):
+        rewards = self.rng.integers(-1, 2, self.N).astype(np.float32)
+        dones = (self.rng.random(self.N) < 0.3).astype(np.float32)
+        truncated = (dones > 0) & (self.rng.random(self.N) < 0.7)
+        results = rewards, dones, truncated, self.screens()
+        self.played.append((self.obs, actions.copy(), *results))
+        self.obs = self.screens()
+        return results
+
+
+def reference(args, w):
+    """Algorithm 1 on Tape from weights w, once more and in float64."""
+    tape, rows, norms = Tape(args.num_envs), [], []
+    rng = np.random.Generator(np.random.PCG64(args.seed))
+    w = {name: x.clone().requires_grad_() for name, x in w.items()}
+    first, second = ({name: torch.zeros_like(x) for name, x in w.items()} for _ in range(2))
+    T, N = args.num_steps, args.num_envs
+    for iteration in range(args.num_iterations):
+        alpha = 1 - iteration / args.num_iterations
+        step_size, epsilon = args.learning_rate * alpha, args.clip_coef * alpha
+        noise = rng.gumbel(size=(T, N, 3)).astype(np.float32)
+        logp, values, rewards, dones = [], [], [], []
+        with torch.no_grad():
+            for t in range(T):
+                logits, value = network(w, tape.obs)
+                tape.step((logits.numpy() + noise[t]).argmax(-1))
+                *_, reward, done, truncated, final_obs = tape.played[-1]
+                cut_value = args.gamma * truncated * network(w, final_obs)[1].numpy()
+                dones.append(done)
+                rewards.append(reward + args.bootstrap_truncated * cut_value)
+                logp.append(logits)
+                values.append(value.numpy())
+            last_value = network(w, tape.obs)[1].numpy()
+        obs, actions = (np.concatenate(x) for x in list(zip(*tape.played[-T:]))[:2])
+        old_logp = torch.cat(logp)[range(T * N), actions]
+        rollout = np.array(rewards), np.array(values), np.array(dones), last_value
+        adv, values = eq11(*rollout, args.gamma, args.gae_lambda).ravel(), np.ravel(values)
+        targets = adv + values
+        if args.norm_adv == "batch":
+            adv = (adv - adv.mean()) / (adv.std(ddof=1) + 1e-8)
+
+        metrics = []
+        for _ in range(args.update_epochs):
+            for at in np.split(rng.permutation(T * N), T * N // args.minibatch_size):
+                A, target, old_value = (torch.tensor(x[at]) for x in (adv, targets, values))
+                if args.norm_adv == "minibatch":
+                    A = (A - A.mean()) / (A.std() + 1e-8)
+                logits, value = network(w, obs[at])
+                log_ratio = logits[range(len(at)), actions[at]] - old_logp[at]
+                ratio, low, high = log_ratio.exp(), 1 - epsilon, 1 + epsilon
+                if args.clip_log_ratio:
+                    low, high = np.exp([-epsilon, epsilon])
+                flat = (A > 0) & (ratio > high) | (A < 0) & (ratio < low)
+                policy = (torch.where(flat, ratio.detach().clip(low, high), ratio) * A).mean()
+                error = (value - target) ** 2
+                if args.clip_vloss:
+                    near = value.clip(old_value - args.clip_vloss, old_value + args.clip_vloss)
+                    error = torch.maximum(error, (near - target) ** 2)
+                entropy = -(logits.exp() * logits).sum(-1).mean()
+                objective = policy - args.vf_coef * error.mean() + args.ent_coef * entropy
+                gradients = dict(zip(w, torch.autograd.grad(objective, w.values())))
+                norm = sum(g.square().sum() for g in gradients.values()).sqrt()
+                kl, clipped = (ratio - 1 - log_ratio).mean(), (ratio - 1).abs() > epsilon
+                row = policy, error.mean(), entropy, kl, clipped.double().mean()
+                metrics.append([x.item() for x in row])
+                norms.append(norm.item())
+                for name, g in gradients.items():
+                    if args.max_grad_norm and norm > args.max_grad_norm:
+                        g = g * args.max_grad_norm / (norm + 1e-6)
+                    first[name] = 0.9 * first[name] + 0.1 * g
+                    second[name] = 0.999 * second[name] + 0.001 * g * g
+                    mean = first[name] / (1 - 0.9 ** len(norms))
+                    std = (second[name] / (1 - 0.999 ** len(norms))).sqrt()
+                    w[name].data += step_size * mean / (std + args.adam_eps)
+        row = dict(zip(ppo_atari.METRICS, np.mean(metrics, 0)), learning_rate=step_size)
+        rows.append(row | dict(explained_variance=1 - (targets - values).var() / targets.var()))
+    return tape, rows, w, norms
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        dict(
+            network="a3c", norm_adv="minibatch", clip_log_ratio=True, clip_vloss=0.05,
+            max_grad_norm=1.5, bootstrap_truncated=False, gamma=0.9, gae_lambda=0.8, vf_coef=0.5,
+        ),
+    ],
+    ids=["defaults", "others"],
+)  # fmt: skip
+def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
+    """Actions, metrics and weights of 3 epochs of 4 minibatches, all annealed, in float64."""
+    size = dict(num_envs=2, num_steps=8, minibatch_size=4, total_timesteps=32)
+    args = ppo_atari.Args(**size, learning_rate=1e-3, cuda=False, **flags)
+    notes, tape = Notes(), Tape(2)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    try:
+        agent = ppo_atari.train(args, tape, notes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    expected_tape, expected_rows, weights, norms = reference(args, notes.weights)
+    for step, expected in zip(tape.played, expected_tape.played):
+        for x, y in zip(step, expected):
+            np.testing.assert_array_equal(x, y)
+    for row, expected in zip(notes.rows, expected_rows):
+        assert row == pytest.approx(expected, rel=1e-5)
+    for name, x in weights.items():
+        np.testing.assert_allclose(agent.state_dict()[name], x.detach(), rtol=1e-5, atol=1e-7)
+        assert (x - notes.weights[name]).abs().max() > 1e-5
+    assert len({norm > args.max_grad_norm for norm in norms}) == (2 if flags else 1)
+    assert all(row["clip_fraction"] > 0 for row in notes.rows)
+
+
+def test_compiled_update_equals_eager():
+    """Step by step, to float32 rounding, while step size and epsilon go on changing."""
+    torch.compiler.reset()
+    torch.manual_seed(1)
+    args, M = ppo_atari.Args(cuda=False), 16
+    step = ppo_atari.compiled(ppo_atari.update, args)
+    assert step is not ppo_atari.update
+    agents = [ppo_atari.Agent(4, "nature", "orthogonal", False) for _ in range(2)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    adams = [ppo_atari.Adam(agent.parameters(), 1e-5) for agent in agents]
+    for i in range(4):
+        obs, actions, old_logprob = screens(M), torch.randint(0, 4, (M,)), -torch.rand(M) - 1
+        minibatch = obs, actions, old_logprob, torch.randn(M), torch.randn(M), torch.randn(M)
+        coefs = torch.tensor(2e-3 / (1 + i)), torch.tensor(0.1 / (1 + i))
+        before = [p.clone() for p in agents[0].parameters()]
+        eager = ppo_atari.update(agents[0], adams[0], args, *coefs, *minibatch)
+        fast = step(agents[1], adams[1], args, *coefs, *minibatch)
+        torch.testing.assert_close(fast, eager, atol=1e-5, rtol=1e-4)
+        for p, q, old in zip(agents[0].parameters(), agents[1].parameters(), before):
+            torch.testing.assert_close(q, p, atol=1e-5, rtol=1e-5)
+            assert (p - old).abs().max() > 1e-5
+    torch.compiler.reset()
+
+
+def test_short_runs_are_not_compiled():
+    """16 iterations of 3 * 4 minibatches are 192 updates, too few to repay it."""
+    for flags in (dict(total_timesteps=16 * 1024), dict(compile=False)):
+        assert ppo_atari.compiled(len, ppo_atari.Args(**flags)) is len
+
+
+def test_actions_are_independent_samples_of_pi(monkeypatch):
+    """Pairs of neighbours in a batch, and pairs of steps, come as often as pi times pi says."""
+    p = torch.tensor([0.5, 0.35, 0.15])
+
+    class Constant(torch.nn.Module):
+        def __init__(self, *_):
+            super().__init__()
+            self.logits = torch.nn.Parameter(p.log())
+
+        def forward(self, obs):
+            zero = 0 * self.logits.sum().expand(len(obs))
+            return torch.distributions.Categorical(logits=self.logits + zero[:, None]), zero
+
+    monkeypatch.setattr(ppo_atari, "Agent", Constant)
+    flags = dict(learning_rate=0.0, update_epochs=1, minibatch_size=1000, total_timesteps=8000)
+    args, tape = ppo_atari.Args(num_envs=20, num_steps=50, cuda=False, **flags), Tape(20)
+    ppo_atari.train(args, tape, Notes())
+    actions = np.array([step[1] for step in tape.played])
+    for first, second in ((actions[:, ::2], actions[:, 1::2]), (actions[::2], actions[1::2])):
+        count = np.bincount((3 * first + second).ravel(), minlength=9)
+        expected = 4000 * np.outer(p, p).ravel()
+        assert (np.square(count - expected) / expected).sum() < 26  # p = 0.001 on 8 degrees
+
+
+# Runs
+
+ARGV = """--num-envs 2 --num-steps 64 --minibatch-size 64 --update-epochs 1 --total-timesteps 1280
+--network a3c --no-cuda --checkpoint-every 3 --run-dir run""".split()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The directory of a run of ten iterations that nothing happened to."""
+    cwd = tmp_path_factory.mktemp("whole") / "cwd"
+    program = Program(ppo_atari, cwd, *ARGV)
+    assert program.wait() == 0 and program.err == "", program.err
+    return cwd / "run"
+
+
+def test_directory_holds_what_the_contract_says(whole):
+    files = {"ppo_atari.py", "args.json", "episodes.csv", "metrics.csv", "checkpoint.pt"}
+    assert {path.name for path in whole.iterdir()} == files | {"agent.pt", "summary.json"}
+    summary = json.loads((whole / "summary.json").read_text())
+    episodes, metrics = rows(whole / "episodes.csv"), rows(whole / "metrics.csv")
+    scores = [float(row["episodic_return"]) for row in episodes]
+    assert summary["status"] == "finished" and summary["restarted_episodes"] == 0
+    assert summary["score"] == summary["score_all"] == np.mean(scores)
+    assert summary["episodes"] == len(scores) > 2 and summary["global_step"] == 1280
+    assert [int(row["global_step"]) for row in metrics] == list(range(128, 1281, 128))
+    assert float(metrics[-1]["learning_rate"]) == pytest.approx(2.5e-5)
+    assert json.loads((whole / "args.json").read_text())["env_id"] == "breakout"
+
+
+def test_killed_run_ends_with_the_same_bytes(whole, tmp_path):
+    """Stopped after the second iteration, killed after the fifth, which is no checkpoint's."""
+    cwd = tmp_path / "cwd"
+    metrics = cwd / "run/metrics.csv"
+    for iterations, signum, code in ((2, signal.SIGTERM, 143), (5, signal.SIGKILL, -9)):
+        program = Program(ppo_atari, cwd, *ARGV)
+        program.until(lambda n=iterations: metrics.exists() and len(rows(metrics)) >= n)
+        assert program.wait(signum) == code
+        assert iterations <= len(rows(metrics)) < 10
+    program = Program(ppo_atari, cwd, *ARGV)
+    assert program.wait() == 0, program.err
+    assert "goes on after iteration" in program.out and "not bit for bit" not in program.out
+    assert results(cwd / "run") == results(whole)
+
+
+def test_film_is_the_game_in_colour(whole, tmp_path, monkeypatch, capsys):
+    """--eval with --capture-video: ten games as people see them, cut short here."""
+    limit_games(monkeypatch, 60)
+    run = shutil.copytree(whole, tmp_path / "run")
+    argv = ["--eval", str(run), "--capture-video", "--no-cuda"]
+    assert ppo_atari.evaluate(ppo_atari.parse(argv)) == 0
+    out = capsys.readouterr().out
+    films = sorted(run.glob("videos/*.gif"), key=lambda path: int(path.stem.split("-")[-1]))
+    assert len(films) == 10 and all(str(film) in out for film in films) and "mean" in out
+    for i, film in enumerate(films[:3]):
+        gif, game = Image.open(film), Emulator("breakout", 1000 + i)
+        frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
+        np.testing.assert_array_equal(frames[0], game.ale.getScreenRGB())
+        assert len(frames) > 10 and np.ptp(frames[-1].astype(int), axis=-1).max() > 100
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("--env-id Brekout", "--env-id Brekout nearest breakout"),
+        ("--env-id Hopper-v4", "--env-id Hopper-v4 no such Atari game"),
+        ("--minibatch-size 100", "--minibatch-size 100 8 * 128"),
+        ("--total-timesteps 1e3", "--total-timesteps 1000 8 * 128"),
+        ("--eval nowhere", "--eval nowhere not a finished run"),
+    ],
+)
+def test_bad_usage_is_one_line_and_leaves_nothing(argv, words, tmp_path):
+    program = Program(ppo_atari, tmp_path / "cwd", *argv.split())
+    assert program.wait() == 2 and not any((tmp_path / "cwd").iterdir())
+    assert program.err.count("\n") == 1 and all(word in program.err for word in words.split())

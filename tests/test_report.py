@@ -1,0 +1,201 @@
+"""benchmark/report.py: its statistics against their definitions, and a report of made-up runs."""
+
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "benchmark" / "report.py"
+spec = importlib.util.spec_from_file_location("report", REPORT)
+report = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(report)
+
+
+@pytest.mark.parametrize("df, t", [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (1000, 1.962)])
+def test_t_quantile_is_that_of_the_tables(df, t):
+    assert report.t_quantile(df) == pytest.approx(t, abs=1e-3)
+
+
+def test_t_interval():
+    low, high = report.t_interval(np.array([1.0, 2.0, 3.0]))  # mean 2, deviation 1
+    assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert np.isnan(report.t_interval(np.array([1.0]))).all()
+
+
+def test_iqm_drops_a_quarter_at_either_end():
+    assert report.iqm(np.array([100.0, 1, 2, -50])) == 1.5
+    assert report.iqm(np.arange(21.0)[::-1]) == np.mean(range(5, 16))  # int(21 / 4) = 5 a side
+    assert report.iqm(np.stack([np.arange(8.0), np.ones(8)])).tolist() == [3.5, 1]
+
+
+def test_resampling_stays_in_the_task_and_has_the_spread_of_the_mean():
+    rng = np.random.default_rng(0)
+    tasks = [np.array([1.0, 2, 3]), np.array([10.0, 20]), np.array([100.0])]
+    draws = report.resample(tasks, rng)
+    for x, drawn in zip(tasks, draws):
+        assert drawn.shape == (report.RESAMPLES, len(x)) and set(drawn.flat) == set(x)
+    means = np.mean([x.mean(-1) for x in draws], axis=0)
+    variance = sum(x.var() / len(x) for x in tasks) / len(tasks) ** 2
+    assert means.std() == pytest.approx(variance**0.5, rel=0.03)
+    assert means.mean() == pytest.approx(np.mean([x.mean() for x in tasks]), rel=0.01)
+    low, high = report.interval(means)
+    assert ((means < low).mean(), (means > high).mean()) == pytest.approx((0.025, 0.025), abs=0.02)
+
+
+def test_improvement_counts_pairs():
+    rng = np.random.default_rng(0)
+    x, y = ([rng.integers(0, 4, n).astype(float) for n in sizes] for sizes in ((3, 2), (4, 3)))
+    by_hand = np.mean([
+        np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(*pair)])
+        for pair in zip(x, y)
+    ])  # fmt: skip
+    assert report.improvement(x, y) == pytest.approx(by_hand)
+    assert report.improvement(x, y) + report.improvement(y, x) == pytest.approx(1)
+    many = report.improvement([np.stack([a, a]) for a in x], [np.stack([a, a]) for a in y])
+    assert many == pytest.approx([by_hand, by_hand])
+
+
+def test_ranks_share_ties():
+    assert report.ranks([0.7, 0.1, 0.7, 0.9]).tolist() == [2.5, 1, 2.5, 4]
+
+
+SCORES = {
+    "clip-0.2": {"A": np.array([8.0, 10]), "B": np.array([-2.0, -4])},
+    "no-clip": {"A": np.array([0.0, -5]), "B": np.array([-1.0, -21])},
+}
+
+
+def test_both_readings_of_best_result():
+    random = {"A": 0.0, "B": -11.0}
+    run = report.normalised(SCORES, random, "run")  # best A 10, B -1
+    assert run["clip-0.2"]["A"].tolist() == [0.8, 1] and run["no-clip"]["A"].tolist() == [0, -0.5]
+    assert run["clip-0.2"]["B"].tolist() == [0.9, 0.7] and run["no-clip"]["B"].tolist() == [1, -1]
+    setting = report.normalised(SCORES, random, "setting")  # best mean A 9, B -3
+    assert setting["clip-0.2"]["A"] == pytest.approx([8 / 9, 10 / 9])
+    assert setting["clip-0.2"]["B"].mean() == 1
+
+
+def test_leave_one_out_chooses_without_the_task():
+    norm = {
+        "clip-0.2": {"A": np.array([0.9]), "B": np.array([0.5]), "C": np.array([0.5])},
+        "fixed-kl-1": {"A": np.array([0.1]), "B": np.array([0.6]), "C": np.array([0.6])},
+    }
+    rows = report.leave_one_out(norm)
+    assert [row[:2] for row in rows] == [("A", "fixed-kl-1"), ("B", "clip-0.2"), ("C", "clip-0.2")]
+    assert rows[0][2:] == pytest.approx((0.6, 0.5))
+
+
+def test_curve_is_the_mean_of_each_hundredth():
+    episodes = [dict(global_step=s, episodic_return=r) for s, r in ((5, 1), (10, 3), (11, 7))]
+    metrics = [dict(global_step=10, final_kl=0.1, kl_coef=1), dict(global_step=20, final_kl=0.2)]
+    first, second = report.curve(episodes, metrics, total=1000)
+    assert first == {"step": 10, "return": "2", "kl": "0.1", "kl_max": "0.1", "kl_coef": "1"}
+    assert second == {"step": 20, "return": "7", "kl": "0.2", "kl_max": "0.2", "kl_coef": ""}
+
+
+def test_smooth_keeps_gaps_out():
+    x = np.array([[1.0, 2, 3, np.nan, np.nan, np.nan]])
+    assert report.smooth(x, 3)[0, :4].tolist() == [1.5, 2, 2.5, 3]
+    assert np.isnan(report.smooth(x, 3)[0, 4:]).all()
+
+
+def make_run(folder, seed, score, status="finished", **args):
+    """A run directory of 20 episodes, the last ten of which have that score."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    returns = np.r_[np.linspace(-100, score, 10), np.full(10, score)]
+    lines = [f"{50 * (i + 1)},{r},50\n" for i, r in enumerate(returns)]
+    (folder / "episodes.csv").write_text("global_step,episodic_return,episodic_length\n" +
+                                         "".join(lines))  # fmt: skip
+    head = "global_step,seconds,sps,final_kl" + (",kl_coef" if args else "")
+    lines = [f"{s},1,1000,{0.01 * rng.uniform(0.5, 2):.4f}" + (",1.5" if args else "") + "\n"
+             for s in range(50, 1001, 50)]  # fmt: skip
+    (folder / "metrics.csv").write_text(head + "\n" + "".join(lines))
+    facts = dict(command=["x.py", "--seed", str(seed)], versions={"python": "3"}, git_commit="abc")
+    (folder / "args.json").write_text(json.dumps(facts | dict(total_timesteps=1000) | args))
+    if status:
+        summary = dict(status=status, score=score, score_all=float(returns.mean()), episodes=20,
+                       seconds=1.0, sps=1000, global_step=1000)  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for task, best in (("Hopper", 2000.0), ("Reacher", -5.0)):
+        for seed in (1, 2, 3):
+            for setting, loss in (("no-clip", 0.9), ("clip-0.2", 0.1), ("adaptive-kl-0.01", 0.2)):
+                args = dict(adapt_kl_coef=True, kl_target=0.01) if "kl" in setting else {}
+                status, score = "finished", best - abs(best) * loss * seed
+                if (setting, task, seed) == ("no-clip", "Hopper", 3):
+                    status, score = "diverged", -1e6
+                folder = tmp_path / "runs" / setting / task / str(seed)
+                make_run(folder, seed, score, status, **args)
+    make_run(tmp_path / "runs" / "clip-0.2" / "Hopper" / "4", 4, 1e9, "interrupted")
+    make_run(tmp_path / "runs" / "clip-0.2" / "Hopper" / "5", 5, 1e9, None)
+    return tmp_path
+
+
+def make_report(folder, *arguments):
+    command = [
+        sys.executable,
+        REPORT,
+        *arguments,
+        "--runs",
+        folder / "runs",
+        "--out",
+        folder / "out",
+    ]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["mujoco", "table1"])
+def test_the_csv_alone_makes_the_same_report(runs, name):
+    pytest.importorskip("matplotlib", reason="pip install -r benchmark/requirements.txt")
+    first = make_report(runs, name)
+    assert first.returncode == 0, first.stderr
+    assert not first.stderr
+    out = {p.name: p.read_bytes() for p in (runs / "out").iterdir()}
+    pictures = {"mujoco": {"curves.png"}, "table1": set(
+        "curves.png families.png scores.png kl.png beta.png".split())}[name]  # fmt: skip
+    assert set(out) == {"README.md", "runs.csv", "curves.csv"} | pictures
+    text = out["README.md"].decode()
+    assert "Diverged: no-clip/Hopper/3." in text
+    for path in (runs / "out").iterdir():
+        if path.suffix != ".csv":
+            path.unlink()
+    (runs / "runs").rename(runs / "gone")
+    assert make_report(runs, name).returncode == 0
+    assert {p.name: p.read_bytes() for p in (runs / "out").iterdir()} == out
+
+
+def test_what_counts_as_a_score(runs):
+    rows, _ = report.collect(runs / "runs")
+    assert {r["seed"]: r["status"] for r in rows if r["setting"] == "clip-0.2"}[
+        "5"
+    ] == "interrupted"
+    scores = report.score_table(rows, {"Hopper": 18.0})
+    assert len(scores["clip-0.2"]["Hopper"]) == 3  # none that is unfinished
+    assert scores["no-clip"]["Hopper"][2] == -1e6  # diverged: what it had
+    diverged = [r | {"score": ""} for r in rows if r["status"] == "diverged"]  # no episode at all
+    assert report.score_table(diverged, {"Hopper": 18.0})["no-clip"]["Hopper"].tolist() == [18]
+
+
+def test_says_what_is_missing(tmp_path):
+    done = make_report(tmp_path, "mujoco")
+    assert done.returncode == 1 and "neither" in done.stderr
+    (tmp_path / "runs").mkdir()
+    assert "no SETTING/TASK/SEED" in make_report(tmp_path, "mujoco").stderr
+
+
+def test_committed_numbers_of_the_paper():
+    table = {row["setting"]: float(row["score"]) for row in
+             report.read(ROOT / "benchmark" / "paper_table1.csv")}  # fmt: skip
+    assert list(table) == list(report.STYLE) and max(table, key=table.get) == "clip-0.2"
+    tasks = {row["task"] for row in report.read(ROOT / "benchmark" / "random_policy.csv")}
+    assert {r["task"] for r in report.read(ROOT / "benchmark" / "paper_mujoco.csv")} == tasks

@@ -1,0 +1,350 @@
+"""Whole iterations against an independent implementation, and the parts of an update."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch._inductor.config
+from conftest import SCRIPTS, Notes, minibatch_of, update
+from test_gae import eq11
+
+O, A, T, N = 3, 2, 16, 3
+
+
+class Tape:
+    """Environments that play a random tape, whatever the actions, and keep what was played."""
+
+    obs_size, action_size = O, A
+
+    def __init__(self, dtype=np.float64):
+        self.rng, self.played, self.dtype = np.random.default_rng(1), [], dtype
+        self.obs = self.observe()
+
+    def normal(self, std, *shape):
+        return self.rng.normal(0.3 * std, std, shape).astype(self.dtype)
+
+    def observe(self):
+        """The last component hardly varies: what it is divided by has a floor."""
+        return self.normal(2, N, O) * np.array([1, 1, 0.01], self.dtype)
+
+    def step(self, actions):
+        dones = (self.rng.random(N) < 0.2).astype(self.dtype)
+        truncations = dones * (self.rng.random(N) < 0.5)
+        rewards, returns = self.normal(2, N), self.normal(0.1, N)  # some are clipped to +-10
+        results = rewards, returns, dones, truncations, self.observe()
+        self.played.append((self.obs, actions.copy(), *results))
+        self.obs = self.observe()
+        return results
+
+    def rollout(self, iteration):
+        """obs, actions, rewards, returns, dones, truncations, final_obs [T, N, ...], next obs."""
+        played = self.played[iteration * T : (iteration + 1) * T]
+        next_obs = [*(step[0] for step in self.played), self.obs][(iteration + 1) * T]
+        return *(np.array(x) for x in zip(*played)), next_obs
+
+
+class Reference:
+    """PPO once more, from the formulas: float64, tables instead of running sums, no nn.Module."""
+
+    def __init__(self, script, args, weights):
+        self.kind, self.args, self.t = script.__name__, args, 0
+        self.w = {k: x.clone() for k, x in weights.items() if "moments" not in k}
+        for x in self.w.values():
+            x.requires_grad_()
+        self.first = {k: torch.zeros_like(x) for k, x in self.w.items()}
+        self.second = {k: torch.zeros_like(x) for k, x in self.w.items()}
+        self.all_obs, self.all_returns = np.zeros((0, O)), np.zeros(0)
+        self.rng = np.random.Generator(np.random.PCG64(args.seed))
+        self.beta = getattr(args, "kl_coef", None)
+
+    def network(self, name, obs):
+        x = torch.as_tensor(obs)
+        if len(self.all_obs):
+            mean, std = self.all_obs.mean(0), np.maximum(self.all_obs.std(0), 0.1)
+            x = (x - torch.tensor(mean)) / torch.tensor(std)
+        if self.args.norm_obs:
+            x = x.clip(-5, 5)
+        for i in (0, 2):
+            x = torch.tanh(x @ self.w[f"{name}.{i}.weight"].T + self.w[f"{name}.{i}.bias"])
+        return x @ self.w[f"{name}.4.weight"].T + self.w[f"{name}.4.bias"]
+
+    def value(self, obs):
+        return self.network("critic", obs)[..., 0]
+
+    def logprob(self, mean, actions):
+        log_std = self.w["log_std"]
+        z = (actions - mean) / log_std.exp()
+        return (-z * z / 2 - log_std - math.log(2 * math.pi) / 2).sum(-1)
+
+    def kl(self, old_mean, old_log_std, mean):
+        log_std = self.w["log_std"]
+        square = (2 * old_log_std).exp() + (old_mean - mean) ** 2
+        return (log_std - old_log_std + square / (2 * (2 * log_std).exp()) - 0.5).sum(-1)
+
+    def surrogate(self, ratio, advantage, kl, epsilon):
+        if self.kind == "ppo_noclip":
+            return ratio * advantage
+        if self.kind == "ppo_klpen":
+            return ratio * advantage - self.beta * kl
+        low, high = 1 - epsilon, 1 + epsilon
+        if self.args.clip_log_ratio:
+            low, high = math.exp(-epsilon), math.exp(epsilon)
+        clipped = (advantage > 0) & (ratio > high) | (advantage < 0) & (ratio < low)
+        return torch.where(clipped, ratio.detach().clip(low, high), ratio) * advantage
+
+    def adam(self, objective, step_size):
+        gradients = dict(zip(self.w, torch.autograd.grad(objective, self.w.values())))
+        norm = math.sqrt(sum((g * g).sum().item() for g in gradients.values()))
+        limit, self.t = self.args.max_grad_norm, self.t + 1
+        for k, g in gradients.items():
+            g = g * limit / (norm + 1e-6) if limit and norm > limit else g
+            self.first[k] = 0.9 * self.first[k] + 0.1 * g
+            self.second[k] = 0.999 * self.second[k] + 0.001 * g * g
+            m, v = self.first[k] / (1 - 0.9**self.t), self.second[k] / (1 - 0.999**self.t)
+            self.w[k].data += step_size * m / (v.sqrt() + self.args.adam_eps)
+
+    def iterate(self, alpha, rollout):
+        """One iteration. Returns the actions that it took and the row of metrics that it made."""
+        args = self.args
+        obs, actions, rewards, returns, dones, truncations, final_obs, next_obs = rollout
+        step_size = args.learning_rate * (alpha if args.anneal_lr else 1)
+        epsilon = 0.2 * (alpha if getattr(args, "anneal_clip_coef", False) else 1)
+
+        noise = torch.tensor(self.rng.standard_normal((T, N, A), dtype=np.float32))
+        with torch.no_grad():
+            old_mean, old_log_std = self.network("actor", obs), self.w["log_std"].detach().clone()
+            taken = old_mean + old_log_std.exp() * noise
+            old_logprob, values = self.logprob(old_mean, torch.tensor(actions)), self.value(obs)
+            if args.norm_reward:
+                self.all_returns = np.append(self.all_returns, returns)
+                rewards = np.clip(rewards / self.all_returns.std(), -10, 10)
+            if args.bootstrap_truncated:
+                rewards = rewards + args.gamma * truncations * self.value(final_obs).numpy()
+            last_value = self.value(next_obs).numpy()
+        advantages = eq11(rewards, values.numpy(), dones, last_value, args.gamma, args.gae_lambda)
+        targets = torch.tensor(advantages) + values
+        if args.norm_adv == "batch":
+            advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+
+        metrics = []
+        for _ in range(args.update_epochs):
+            order, epoch = self.rng.permutation(T * N), []
+            for start in range(0, T * N, args.minibatch_size):
+                t, n = np.divmod(order[start : start + args.minibatch_size], N)
+                adv = torch.tensor(advantages[t, n])
+                if args.norm_adv == "minibatch":
+                    adv = (adv - adv.mean()) / (adv.std() + 1e-8)
+                mean, value = self.network("actor", obs[t, n]), self.value(obs[t, n])
+                target, old_value = targets[t, n], values[t, n]
+                log_ratio = self.logprob(mean, torch.tensor(actions[t, n])) - old_logprob[t, n]
+                ratio = log_ratio.exp()
+                kl = self.kl(old_mean[t, n], old_log_std, mean)
+                policy = self.surrogate(ratio, adv, kl, epsilon).mean()
+                error = (value - target) ** 2
+                if args.clip_vloss:
+                    near = value.clip(old_value - args.clip_vloss, old_value + args.clip_vloss)
+                    error = torch.maximum(error, (near - target) ** 2)
+                entropy = self.w["log_std"].sum() + A / 2 * math.log(2 * math.pi * math.e)
+                objective = policy - args.vf_coef * error.mean() + args.ent_coef * entropy
+                if self.kind != "ppo_klpen":
+                    kl = ratio - 1 - log_ratio
+                clipped = ((ratio - 1).abs() > epsilon).double()
+                row = policy, error.mean(), entropy, kl.mean(), clipped.mean()
+                epoch.append([x.item() for x in row])
+                self.adam(objective, step_size)
+            metrics += epoch
+            if args.target_kl and np.mean(epoch, 0)[3] > args.target_kl:
+                break
+        with torch.no_grad():
+            final_kl = self.kl(old_mean, old_log_std, self.network("actor", obs)).mean().item()
+        if args.norm_obs:
+            self.all_obs = np.append(self.all_obs, obs.reshape(-1, O), 0)
+        names = "surrogate", "value_loss", "entropy", "kl", "clip_fraction"
+        row = dict(zip(names, np.mean(metrics, 0)), final_kl=final_kl, learning_rate=step_size)
+        row["explained_variance"] = 1 - (targets - values).var().item() / targets.var().item()
+        if self.beta is not None:
+            row["kl_coef"] = self.beta
+            if args.adapt_kl_coef:
+                self.beta *= 2 if final_kl > 1.5 * args.kl_target else 1
+                self.beta /= 2 if final_kl < args.kl_target / 1.5 else 1
+        return taken, row, len(metrics)
+
+
+FLAGS = {
+    "defaults": {},
+    "ppo2": dict(
+        norm_adv="minibatch", clip_vloss=0.1, max_grad_norm=0.5, ent_coef=0.01, vf_coef=0.5,
+        gamma=0.9, gae_lambda=0.8,
+    ),
+    "strict": dict(
+        norm_adv="none", norm_obs=False, norm_reward=False, bootstrap_truncated=False,
+        anneal_lr=False, target_kl=0.02,
+    ),
+}  # fmt: skip
+OWN_FLAGS = {
+    "ppo_continuous": dict(clip_log_ratio=True, anneal_clip_coef=True),
+    "ppo_noclip": {},
+    "ppo_klpen": dict(adapt_kl_coef=False, kl_coef=3.0),
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_three_iterations_equal_an_independent_implementation(script, flags, monkeypatch):
+    """Actions, metrics and weights, to 1e-9 in float64: everything between two env.step."""
+    args = dict(num_envs=N, num_steps=T, minibatch_size=12, total_timesteps=3 * T * N)
+    args |= dict(learning_rate=3e-3, update_epochs=4, seed=5) | FLAGS[flags]
+    args = script.Args(**args | (OWN_FLAGS[script.__name__] if flags == "strict" else {}))
+    calls, notes, tape = [], Notes(), Tape()
+    monkeypatch.setattr(script, "compiled", lambda f, _: lambda *x: calls.append(0) or f(*x))
+    torch.set_default_dtype(torch.float64)
+    try:
+        agent = script.train(args, tape, notes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    reference, updates = Reference(script, args, notes.weights), 0
+    for i, row in enumerate(notes.rows):
+        rollout = tape.rollout(i)
+        actions, expected, n = reference.iterate(1 - i / 3, rollout)
+        updates += n
+        np.testing.assert_allclose(rollout[1], actions, rtol=1e-9)
+        assert row == pytest.approx(expected, rel=1e-7)
+    assert len(calls) == updates and (updates < 3 * 16) == (args.target_kl is not None)
+    for name, x in reference.w.items():
+        np.testing.assert_allclose(agent.state_dict()[name], x.detach(), rtol=1e-9, atol=1e-12)
+        assert (x - notes.weights[name]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_first_minibatch_of_every_iteration_has_ratio_1(script, monkeypatch):
+    """No weight and no statistic moves between an action and the first use of its ratio."""
+    kl, clip_fraction = [], []
+
+    def recording(function, args):
+        def step(*x):
+            metrics = function(*x)
+            kl.append(abs(metrics[3].item()))
+            clip_fraction.append(metrics[4].item())
+            return metrics
+
+        return step
+
+    monkeypatch.setattr(script, "compiled", recording)
+    args = dict(num_envs=N, num_steps=T, minibatch_size=12, total_timesteps=4 * T * N)
+    script.train(script.Args(**args, learning_rate=3e-3, anneal_lr=False), Tape("f"), Notes())
+    assert len(kl) == 160
+    assert max(kl[::40]) < 1e-6 and max(clip_fraction[::40]) == 0
+    assert min(kl[39::40]) > 1e-4 and min(clip_fraction[39::40]) > 0
+
+
+@pytest.mark.parametrize(
+    "script, flags", [*zip(SCRIPTS, ({}, dict(norm_adv="minibatch"), FLAGS["ppo2"]))]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_update_equals_eager(script, flags):
+    """Step by step, to float32 rounding, while step sizes and statistics go on changing."""
+    torch.compiler.reset()
+    compiled = script.compiled(script.update, script.Args(**flags))
+    assert compiled is not script.update
+    torch.manual_seed(1)
+    *agents, old = [script.Agent(O, A, "orthogonal", 5.0) for _ in range(3)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    old.log_std.data += 0.3
+    adams = [script.Adam(agent.parameters(), 1e-5) for agent in agents]
+    for i in range(5):
+        minibatch = minibatch_of(script, old, 64)
+        before = [p.clone() for p in agents[0].parameters()]
+        eager, fast = (
+            update(script, agent, minibatch, adam, 1e-3 / (1 + i), step, **flags)
+            for agent, adam, step in zip(agents, adams, (None, compiled))
+        )
+        assert fast == pytest.approx(eager, rel=1e-4, abs=1e-6) and eager["clip_fraction"] > 0
+        for p, q, old in zip(agents[0].parameters(), agents[1].parameters(), before):
+            torch.testing.assert_close(q, p, atol=2e-6, rtol=1e-5)
+            assert (p - old).abs().max() > 1e-5
+        for agent in (*agents, old):
+            agent.obs_moments.update(minibatch[0] + i)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_eagerly_where_compiling_does_not_pay_or_cannot_be_done(script, capsys):
+    """Silently if the run is short or was told so; in one line if there is no compiler."""
+    for flags in (dict(total_timesteps=60 * 2048), dict(compile=False)):
+        assert script.compiled(script.update, script.Args(**flags)) is script.update
+    assert capsys.readouterr().out == ""
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert script.compiled(script.update, script.Args()) is script.update
+    assert capsys.readouterr().out.startswith("no C++ compiler")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("max_grad_norm", [None, 5.0])
+def test_adam_equals_torch(script, max_grad_norm):
+    """Uphill, with step sizes that change; gradients longer than max_grad_norm are cut to it."""
+    torch.manual_seed(1)
+    ours = [torch.randn(4, 3), torch.randn(5)]
+    theirs = [p.clone().requires_grad_() for p in ours]
+    adam = script.Adam(ours, eps=1e-5)
+    optimizer, too_long = torch.optim.Adam(theirs, eps=1e-5, maximize=True), set()
+    for i in range(1, 11):
+        gradients = [torch.randn_like(p) * i / 5 for p in ours]
+        adam.ascend(gradients, torch.tensor(0.1 / i), max_grad_norm)
+        for p, g in zip(theirs, gradients):
+            p.grad = g.clone()
+        if max_grad_norm:
+            norm = torch.nn.utils.clip_grad_norm_(theirs, max_grad_norm)
+            too_long.add(norm.item() > max_grad_norm)
+        optimizer.param_groups[0]["lr"] = 0.1 / i
+        optimizer.step()
+        for p, q in zip(ours, theirs):
+            torch.testing.assert_close(p, q.detach(), atol=1e-5, rtol=0)
+    assert max_grad_norm is None or too_long == {True, False}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("init", ["orthogonal", "normc"])
+def test_initial_weights(script, init):
+    """Orthogonal or with unit norm into each unit; a policy next to N(0, 1), biases of 0."""
+    agent = script.Agent(O, A, init, 5.0)
+    for network, last in ((agent.actor, 0.01), (agent.critic, 1)):
+        for layer, gain in zip(network[::2], (1, 1, last)):
+            if init == "normc":
+                size = layer.weight.norm(dim=1)
+            else:
+                size = torch.linalg.svdvals(layer.weight) / (1 if layer is network[-1] else 2**0.5)
+            torch.testing.assert_close(size, torch.full_like(size, gain))
+            assert (layer.bias == 0).all()
+    assert (agent.log_std == 0).all()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_numpy_policy_equals_forward(script):
+    """Actions are drawn from the very pi whose ratios are taken, filter and clip included."""
+    torch.manual_seed(1)
+    agent = script.Agent(O, A, "torch", 5.0)
+    agent.obs_moments.update(torch.randn(100, O) * 3 + 2)
+    agent.log_std.data += torch.tensor([0.3, -0.3])
+    obs = torch.randn(7, N, O) * 20
+    pi, _ = agent(obs)
+    mean, std = agent.numpy_policy()
+    torch.testing.assert_close(torch.from_numpy(mean(obs.numpy())), pi.mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(std).expand(7, N, A), pi.stddev)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("size", [(), (3,)])
+def test_moments_equal_numpy_over_all_batches(script, size):
+    """Mean and variance of all that was ever taken in; the std does not fall below its floor."""
+    rng, moments = np.random.default_rng(1), script.Moments(*size, min_std=1.0)
+    batches = [rng.normal(i, 1 + i, (5 + i, 2, *size)).astype(np.float32) for i in range(4)]
+    for batch in batches:
+        moments.update(torch.from_numpy(batch))
+    seen = np.concatenate(batches).reshape(-1, *size)
+    np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.var, seen.var(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.mean_std()[1], seen.std(0), rtol=1e-5)
+    moments.update(torch.zeros(100_000, *size))
+    assert (moments.mean_std()[1] == 1).all()
