@@ -523,7 +523,7 @@ class Run:
         timer = threading.Timer(25, os._exit, [self.stop])
         timer.daemon = True
         timer.start()
-        print("\nstops after this iteration; the same command will go on from there", flush=True)
+        os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
 
     def tracker(self):
         """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""

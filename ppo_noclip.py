@@ -482,9 +482,8 @@ class Envs:
         for n, (obs, actions) in enumerate(zip(state["obs"].numpy(), state["actions"])):
             self.episode[n] = state["episode"][n] - 1
             self.reset(n)
-            for action in actions.numpy():
-                self.act(n, action)
-            if not np.array_equal(self.obs[n], obs) or self.score[n] != state["score"][n]:
+            ended = any(any(self.act(n, action)[1:]) for action in actions.numpy())
+            if ended or not np.array_equal(self.obs[n], obs) or self.score[n] != state["score"][n]:
                 print(f"environment {n} does not repeat itself: its episode starts anew")
                 self.restarted += 1
                 self.reset(n)
@@ -557,7 +556,7 @@ class Run:
         timer = threading.Timer(25, os._exit, [self.stop])
         timer.daemon = True
         timer.start()
-        print("\nstops after this iteration; the same command will go on from there", flush=True)
+        os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
 
     def tracker(self):
         """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""

@@ -261,9 +261,9 @@ def test_compiled_update_equals_eager(script, flags):
             for agent, adam, step in zip(agents, adams, (None, compiled))
         )
         assert fast == pytest.approx(eager, rel=1e-4, abs=1e-6) and eager["clip_fraction"] > 0
-        for p, q, old in zip(agents[0].parameters(), agents[1].parameters(), before):
+        for p, q, was in zip(agents[0].parameters(), agents[1].parameters(), before):
             torch.testing.assert_close(q, p, atol=2e-6, rtol=1e-5)
-            assert (p - old).abs().max() > 1e-5
+            assert (p - was).abs().max() > 1e-5
         for agent in (*agents, old):
             agent.obs_moments.update(minibatch[0] + i)
     torch.compiler.reset()
