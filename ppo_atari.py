@@ -23,7 +23,8 @@ flag: --norm-adv, --bootstrap-truncated, --episodic-life, --clip-rewards, --init
 --max-grad-norm, --clip-vloss, --target-kl.
 
 A game is played as in the 2017 code: 4 frames an action, of which the last two are pooled, 84x84
-grey, 4 stacked, up to 30 no-ops at the start, no sticky actions. Scores are raw, of whole games.
+grey, 4 stacked, up to 30 frames of FIRE and no-ops first, no sticky actions. Scores are raw, of
+whole games.
 Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions; obs [..., 84, 84, 4] uint8.
 """
 
@@ -567,7 +568,7 @@ class Run:
         saved = {"iteration": 0, "seconds": 0.0, "sizes": {}}
         if path.exists():
             try:
-                saved = torch.load(path, weights_only=True)
+                saved = torch.load(path, map_location="cpu", weights_only=True)
                 if saved["run"] != self.facts["wandb_id"]:
                     raise ValueError("it was made by another run")
                 for name, part in state.items():
@@ -596,6 +597,7 @@ class Run:
         self.recent.append(score)
 
     def check(self, iteration, **tensors):
+        self.iteration = iteration
         for name, x in tensors.items():
             if not torch.isfinite(torch.as_tensor(x)).all():
                 raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
@@ -618,8 +620,6 @@ class Run:
             print(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "", flush=True)
         elif iteration % max(1, args.num_iterations // 20) == 0:
             print(text, flush=True)
-        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
-            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
         last = iteration == args.num_iterations or self.stop
         if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
             self.checkpoint(iteration)
@@ -627,6 +627,9 @@ class Run:
         if self.stop:
             self.finish("interrupted", iteration)
             sys.exit(self.stop)
+        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
+            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
+            self.clock = time.perf_counter()  # a film's time is not the training's
 
     def checkpoint(self, iteration, name="checkpoint.pt"):
         for file in self.files.values():
@@ -641,10 +644,11 @@ class Run:
             return np.mean(scores) if scores and np.isfinite(scores).all() else None
 
         scores, step = self.scores(), self.state["envs"].global_step
+        self.seconds += time.perf_counter() - self.clock
         summary = dict(
             status=status, score=mean(scores[-100:]), score_all=mean(scores),
             episodes=len(scores), global_step=step,
-            seconds=self.seconds, sps=step / max(self.seconds, 1e-9), iteration=iteration,
+            seconds=self.seconds, sps=step / self.seconds, iteration=iteration,
             restarted_episodes=self.state["envs"].restarted, **more,
         )  # fmt: skip
         self.write_json("summary.json", summary)
@@ -653,6 +657,7 @@ class Run:
 
 def play(args, agent, seed, video=None):
     """The score of one game of agent, filmed to the GIF video, if given."""
+    seed = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)  # ALE takes 31 bits
     rng, env, score, over, frames = np.random.default_rng(seed), make_games(args, 1), 0.0, False, []
     obs, _ = env.reset(seed=seed)
     if video:  # the same game on a second emulator, for the screen as people see it
@@ -665,7 +670,8 @@ def play(args, agent, seed, video=None):
         obs, reward, terminated, truncated, _ = env.step(action)
         score, over = score + float(reward[0]), bool(terminated[0] | truncated[0])
         if video:
-            frames.append(screen.step(action)[0])
+            frame, _, _, _, info = screen.step(action)
+            frames.append(info["final_obs"] if over else frame)
     if video:
         import imageio
 
@@ -681,8 +687,8 @@ def evaluate(args):
     run = Path(args.eval)
     try:
         saved = json.loads((run / "args.json").read_text())
-        run_args = Args(**{name: saved[name] for name in asdict(args)})
-        weights = torch.load(run / "agent.pt", weights_only=True)
+        run_args = Args(**{name: saved[name] for name in asdict(args)} | {"cuda": args.cuda})
+        weights = torch.load(run / "agent.pt", map_location="cpu", weights_only=True)
         num_actions = weights["actor.bias"].shape[0]
         agent = Agent(num_actions, run_args.network, run_args.init, run_args.bf16).to(args.device)
         agent.load_state_dict(weights)
@@ -741,8 +747,10 @@ def main():
         print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
         if stop.code == 3:
             run.checkpoint(None, "diverged.pt")
-            run.finish("diverged", None, reason=str(stop))
+            run.finish("diverged", run.iteration, reason=str(stop))
         return stop.code
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         print(f"{Path(__file__).name}: {error}; the last checkpoint is untouched", file=sys.stderr)
         return 1

@@ -600,7 +600,7 @@ class Run:
         saved = {"iteration": 0, "seconds": 0.0, "sizes": {}}
         if path.exists():
             try:
-                saved = torch.load(path, weights_only=True)
+                saved = torch.load(path, map_location="cpu", weights_only=True)
                 if saved["run"] != self.facts["wandb_id"]:
                     raise ValueError("it was made by another run")
                 for name, part in state.items():
@@ -629,6 +629,7 @@ class Run:
         self.recent.append(score)
 
     def check(self, iteration, **tensors):
+        self.iteration = iteration
         for name, x in tensors.items():
             if not torch.isfinite(torch.as_tensor(x)).all():
                 raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
@@ -651,8 +652,6 @@ class Run:
             print(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "", flush=True)
         elif iteration % max(1, args.num_iterations // 20) == 0:
             print(text, flush=True)
-        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
-            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
         last = iteration == args.num_iterations or self.stop
         if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
             self.checkpoint(iteration)
@@ -660,6 +659,9 @@ class Run:
         if self.stop:
             self.finish("interrupted", iteration)
             sys.exit(self.stop)
+        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
+            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
+            self.clock = time.perf_counter()  # a film's time is not the training's
 
     def checkpoint(self, iteration, name="checkpoint.pt"):
         for file in self.files.values():
@@ -674,10 +676,11 @@ class Run:
             return np.mean(scores) if scores and np.isfinite(scores).all() else None
 
         scores, step = self.scores(), self.state["envs"].global_step
+        self.seconds += time.perf_counter() - self.clock
         summary = dict(
             status=status, score=mean(scores[-100:]), score_all=mean(scores),
             episodes=len(scores), global_step=step,
-            seconds=self.seconds, sps=step / max(self.seconds, 1e-9), iteration=iteration,
+            seconds=self.seconds, sps=step / self.seconds, iteration=iteration,
             restarted_episodes=self.state["envs"].restarted, **more,
         )  # fmt: skip
         self.write_json("summary.json", summary)
@@ -712,8 +715,8 @@ def evaluate(args):
     run = Path(args.eval)
     try:
         saved = json.loads((run / "args.json").read_text())
-        run_args = Args(**{name: saved[name] for name in asdict(args)})
-        weights = torch.load(run / "agent.pt", weights_only=True)
+        run_args = Args(**{name: saved[name] for name in asdict(args)} | {"cuda": args.cuda})
+        weights = torch.load(run / "agent.pt", map_location="cpu", weights_only=True)
         obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
         agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
         agent.load_state_dict(weights)
@@ -777,8 +780,10 @@ def main():
         print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
         if stop.code == 3:
             run.checkpoint(None, "diverged.pt")
-            run.finish("diverged", None, reason=str(stop))
+            run.finish("diverged", run.iteration, reason=str(stop))
         return stop.code
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         print(f"{Path(__file__).name}: {error}; the last checkpoint is untouched", file=sys.stderr)
         return 1
