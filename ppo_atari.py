@@ -97,7 +97,7 @@ class Args:
     exp_name: str = Path(__file__).stem
     compile: bool = True  # compile the update, unless the run is too short to repay it
     cuda: bool = True  # use the GPU, if any
-    bf16: bool = False  # convolve in bfloat16: twice as fast where the hardware has it
+    bf16: bool = False  # convolve in bfloat16: faster where the hardware has it
     num_threads: int = 0  # CPU threads, 0 for all
     torch_deterministic: bool = True
     save_model: bool = True  # write agent.pt at the end
