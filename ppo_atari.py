@@ -29,12 +29,14 @@ Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions; obs [...
 """
 
 import difflib
+import gc
 import io
 import json
 import math
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,8 +46,11 @@ import warnings
 from collections import deque
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -161,22 +166,22 @@ class Agent(nn.Module):
     def __init__(self, num_actions, network, init, bf16):
         super().__init__()
         self.bf16, gain = bf16, 2**0.5
-        shapes = {
-            "nature": ((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1), (64, 512, 7, 1)),
-            "a3c": ((4, 16, 8, 4), (16, 32, 4, 2), (32, 256, 9, 1)),
-        }[network]  # the last one is the fully connected layer: faster so on channels-last memory
-        layers = [(initialized(nn.Conv2d(*shape), init, gain), nn.ReLU()) for shape in shapes]
-        self.trunk = nn.Sequential(*(layer for pair in layers for layer in pair), nn.Flatten())
-        self.actor = initialized(nn.Linear(shapes[-1][1], num_actions), init, 0.01)
-        self.critic = initialized(nn.Linear(shapes[-1][1], 1), init, 1.0)
-        self.to(memory_format=torch.channels_last)
+        shapes, size, width = {
+            "nature": (((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)), 7 * 7 * 64, 512),
+            "a3c": (((4, 16, 8, 4), (16, 32, 4, 2)), 9 * 9 * 32, 256),
+        }[network]
+        convs = [(initialized(nn.Conv2d(*shape), init, gain), nn.ReLU()) for shape in shapes]
+        self.convs = nn.Sequential(*(layer for pair in convs for layer in pair))
+        self.hidden = nn.Sequential(initialized(nn.Linear(size, width), init, gain), nn.ReLU())
+        self.actor = initialized(nn.Linear(width, num_actions), init, 0.01)
+        self.critic = initialized(nn.Linear(width, 1), init, 1.0)
 
     def forward(self, obs):
         """pi, a distribution over actions [B], and value [B], both from obs [B, 84, 84, 4]."""
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            x = self.trunk(obs.permute(0, 3, 1, 2) / 255)
-        pi = Categorical(logits=self.actor(x.float()))
-        return pi, self.critic(x.float()).squeeze(-1)
+            x = self.convs(obs.permute(0, 3, 1, 2) / 255).permute(0, 2, 3, 1)  # NHWC in memory
+            x = self.hidden(x.flatten(1)).float()
+        return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
 
 METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
@@ -197,8 +202,9 @@ def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
         error = torch.max(error, (near - value_target).square())
     value_loss, entropy = error.mean(), pi.entropy().mean()
     objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
-    gradients = torch.autograd.grad(objective, adam.parameters)
-    adam.ascend(gradients, learning_rate, args.max_grad_norm)
+    parameters = list(agent.parameters())
+    gradients = torch.autograd.grad(objective, parameters)
+    adam.ascend(parameters, gradients, learning_rate, args.max_grad_norm)
 
     kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
     clip_fraction = ((ratio - 1).abs() > clip_coef).float().mean()
@@ -214,7 +220,7 @@ def train(args, envs, run):
     agent = Agent(envs.num_actions, args.network, args.init, args.bf16).to(device)
     adam = Adam(agent.parameters(), args.adam_eps)
     start = run.resume(agent=agent, adam=adam, rng=rng, envs=envs)
-    step = compiled(update, args)
+    step = compiled(update, agent, adam, args)
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -258,7 +264,7 @@ def train(args, envs, run):
         for _ in range(args.update_epochs):
             order = tensor(rng.permutation(args.batch_size))
             for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
-                metrics.append(step(agent, adam, args, learning_rate, clip_coef, *minibatch))
+                metrics.append(step(learning_rate, clip_coef, *minibatch))
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
                 if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
@@ -284,24 +290,23 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.parameters, self.eps = list(parameters), eps
-        for i, p in enumerate(self.parameters):
-            self.register_buffer(f"mean{i}", torch.zeros_like(p))
-            self.register_buffer(f"square{i}", torch.zeros_like(p))
-        self.register_buffer("t", torch.zeros((), device=p.device))
+        self.eps, flat = eps, torch.cat([p.detach().flatten() for p in parameters])
+        self.register_buffer("mean", torch.zeros_like(flat))
+        self.register_buffer("square", torch.zeros_like(flat))
+        self.register_buffer("t", torch.zeros_like(flat[0]))
 
     @torch.no_grad()
-    def ascend(self, gradients, learning_rate, max_grad_norm):
+    def ascend(self, parameters, gradients, learning_rate, max_grad_norm):
+        g = torch.cat([g.flatten() for g in gradients])
         if max_grad_norm is not None:  # (+)
-            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-            gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
+            g = g * (max_grad_norm / (g.norm() + 1e-6)).clamp(max=1)
         self.t += 1
-        for i, (p, g) in enumerate(zip(self.parameters, gradients)):
-            mean, square = getattr(self, f"mean{i}"), getattr(self, f"square{i}")
-            mean.lerp_(g, 0.1)
-            square.lerp_(g * g, 0.001)
-            mean_hat, square_hat = mean / (1 - 0.9**self.t), square / (1 - 0.999**self.t)
-            p += learning_rate * mean_hat / (square_hat.sqrt() + self.eps)
+        self.mean.lerp_(g, 0.1)
+        self.square.lerp_(g * g, 0.001)
+        mean, square = self.mean / (1 - 0.9**self.t), self.square / (1 - 0.999**self.t)
+        change = learning_rate * mean / (square.sqrt() + self.eps)
+        for p, change_of_p in zip(parameters, change.split([p.numel() for p in parameters])):
+            p += change_of_p.view(p.shape)
 
 
 def initialized(layer, init, gain):
@@ -327,28 +332,85 @@ class Rng(np.random.Generator):
         self.bit_generator.state = json.loads(state["state"])
 
 
-def compiled(function, args):
-    """function as one compiled graph, or as it is where that does not pay or cannot be done."""
+def compiled(function, agent, adam, args):
+    """function(agent, adam, args, *tensors) as a function of tensors alone, compiled if that pays.
+
+    A child process compiles it at the first call, so that this one never holds the compiler in
+    memory. The library is kept for later runs of this script with these flags.
+    """
+    torch.distributions.Distribution.set_default_validate_args(False)  # that is half of its time
+    eager = partial(function, agent, adam, args)
     calls = args.num_iterations * args.update_epochs * args.batch_size // args.minibatch_size
     if not args.compile or calls < 200:  # which save about what compilation costs
-        return function
-    try:
-        from torch._inductor import cpp_builder
+        return eager
+    if args.device.type == "cuda":
+        torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
+        options = {"guard_filter_fn": lambda guards: [False] * len(guards)}  # nothing will change
+        return torch.compile(eager, fullgraph=True, options=options)
+    learner = nn.ModuleList([agent, adam])
+    learner.forward = eager
+    state, run = learner.state_dict(keep_vars=True), None
 
-        cpp_builder.get_cpp_compiler()
-    except Exception:
-        print("no C++ compiler found: the update is not compiled and takes twice as long")
-        return function
-    torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
-    options = {
-        "guard_filter_fn": lambda guards: [False] * len(guards),  # shapes and flags never change
-        "cpp_wrapper": args.device.type == "cpu",
-        "cpp.use_decompose_tanh": True,
-        "size_asserts": False,
-        "cpp.vec_isa_ok": True,  # these two halve the time of compilation
-        "cpp_cache_precompile_headers": False,
-    }
-    return torch.compile(function, fullgraph=True, options=options)
+    def load(inputs):
+        key = asdict(args) | dict.fromkeys("env_id seed run_dir exp_name total_timesteps".split())
+        key = key, [x.shape for x in inputs], torch.__version__, platform.node()
+        key = sha256(repr(key).encode() + Path(__file__).read_bytes()).hexdigest()
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.expanduser("~/.cache/ppo")
+        library = Path(cache, f"{key}.so")
+        if not library.exists():
+            sys.stdout.flush()
+            if child := os.fork():
+                os.waitpid(child, 0)
+            else:
+                build(learner, inputs, library)
+        if library.exists():
+            return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+        print("the update is not compiled and takes twice as long")
+        return lambda inputs: [eager(*inputs[len(state) :])]
+
+    def step(*inputs):
+        nonlocal run
+        inputs = [*state.values(), *inputs]
+        run = run or load(inputs)
+        return run(inputs)[0]
+
+    return step
+
+
+def build(learner, inputs, library):
+    """Compiles learner as a function of its state and inputs, and ends this process."""
+    try:
+        gc.freeze()  # what it shares with its parent, such as threads, is not its own to destroy
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with redirect_stderr(io.StringIO()), TemporaryDirectory() as folder:
+            from torch._inductor import aot_compile
+            from torch.fx.experimental.proxy_tensor import make_fx
+
+            names = list(learner.state_dict())
+
+            def function(*tensors):
+                state = dict(zip(names, tensors))
+                return (torch.func.functional_call(learner, state, tensors[len(names) :]),)
+
+            graph = make_fx(function, tracing_mode="fake")(*inputs)
+            options = {
+                "aot_inductor.output_path": f"{folder}/update.so",
+                "aot_inductor.precompile_headers": False,  # this and the next save time
+                "aot_inductor.enable_line_tables": False,
+                "cpp.threads": threads,
+                "cpp.vec_isa_ok": True,
+                "size_asserts": False,
+            }
+            aot_compile(graph, tuple(x.detach() for x in inputs), options=options)
+            library.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f"{folder}/update.so", f"{library}.{os.getpid()}")
+            os.replace(f"{library}.{os.getpid()}", library)
+    except BaseException as error:
+        print(f"compilation failed: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+    os._exit(0)
 
 
 class Stop(Exception):
@@ -725,7 +787,6 @@ def parse(argv):
 def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     warnings.filterwarnings("ignore", module="torch")
-    torch.distributions.Distribution.set_default_validate_args(False)
     try:
         args = parse(sys.argv[1:])
         torch.set_num_threads(args.num_threads or torch.get_num_threads())

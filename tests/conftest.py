@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -60,12 +61,13 @@ def minibatch_of(script, agent, size):
 
 
 def update(script, agent, minibatch, adam=None, learning_rate=0.0, step=None, **flags):
-    """The METRICS of one call of script.update, or of step in its place, as a dict."""
+    """The METRICS of one call of script.update, or of its compiled form step, as a dict."""
     args = script.Args(**flags)
     coefs = [torch.tensor(x) for name, x in vars(args).items() if name in ("clip_coef", "kl_coef")]
     adam = adam or script.Adam(agent.parameters(), args.adam_eps)
     learning_rate = torch.tensor(learning_rate)
-    metrics = (step or script.update)(agent, adam, args, learning_rate, *coefs, *minibatch)
+    step = step or partial(script.update, agent, adam, args)
+    metrics = step(learning_rate, *coefs, *minibatch)
     return dict(zip(script.METRICS, metrics.tolist()))
 
 

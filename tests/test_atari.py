@@ -319,10 +319,11 @@ def network(w, obs):
     """log pi and V of obs [B, 84, 84, 4], in float64 from weights w by name, channels first."""
     w = {name: x.double() for name, x in w.items()}
     x = torch.as_tensor(obs).permute(0, 3, 1, 2).double() / 255
-    *convolutions, dense = [name[:-7] for name in w if re.fullmatch("trunk.*weight", name)]
+    convolutions = [name[:-7] for name in w if re.fullmatch("convs.*weight", name)]
     for name, stride in zip(convolutions, (4, 2, 1)):
         x = F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride))
-    x = F.relu(F.linear(x.flatten(1), w[f"{dense}.weight"].flatten(1), w[f"{dense}.bias"]))
+    x = x.permute(0, 2, 3, 1).flatten(1)
+    x = F.relu(F.linear(x, w["hidden.0.weight"], w["hidden.0.bias"]))
     logits = F.linear(x, w["actor.weight"], w["actor.bias"])
     return logits.log_softmax(-1), F.linear(x, w["critic.weight"], w["critic.bias"])[:, 0]
 
@@ -475,34 +476,38 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
     assert all(row["clip_fraction"] > 0 for row in notes.rows)
 
 
-def test_compiled_update_equals_eager():
-    """Step by step, to float32 rounding, while step size and epsilon go on changing."""
-    torch.compiler.reset()
+@pytest.mark.parametrize("bf16", [False, True])
+def test_compiled_update_equals_eager(bf16, tmp_path, monkeypatch):
+    """Step by step, to rounding, while step size and epsilon go on changing."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(1)
-    args, M = ppo_atari.Args(cuda=False), 16
-    step = ppo_atari.compiled(ppo_atari.update, args)
-    assert step is not ppo_atari.update
-    agents = [ppo_atari.Agent(4, "nature", "orthogonal", False) for _ in range(2)]
+    args, M = ppo_atari.Args(cuda=False, bf16=bf16), 16
+    agents = [ppo_atari.Agent(4, "nature", "orthogonal", bf16) for _ in range(2)]
     agents[1].load_state_dict(agents[0].state_dict())
     adams = [ppo_atari.Adam(agent.parameters(), 1e-5) for agent in agents]
+    step = ppo_atari.compiled(ppo_atari.update, agents[1], adams[1], args)
     for i in range(4):
         obs, actions, old_logprob = screens(M), torch.randint(0, 4, (M,)), -torch.rand(M) - 1
         minibatch = obs, actions, old_logprob, torch.randn(M), torch.randn(M), torch.randn(M)
         coefs = torch.tensor(2e-3 / (1 + i)), torch.tensor(0.1 / (1 + i))
         before = [p.clone() for p in agents[0].parameters()]
         eager = ppo_atari.update(agents[0], adams[0], args, *coefs, *minibatch)
-        fast = step(agents[1], adams[1], args, *coefs, *minibatch)
-        torch.testing.assert_close(fast, eager, atol=1e-5, rtol=1e-4)
+        fast = step(*coefs, *minibatch)
+        torch.testing.assert_close(fast, eager, atol=1e-5, rtol=5e-2 if bf16 else 1e-4)
         for p, q, old in zip(agents[0].parameters(), agents[1].parameters(), before):
-            torch.testing.assert_close(q, p, atol=1e-5, rtol=1e-5)
             assert (p - old).abs().max() > 1e-5
-    torch.compiler.reset()
+            if bf16:  # Adam divides small, badly rounded gradients by their size
+                assert (q - p).abs().mean() < 0.2 * (p - old).abs().mean()
+                q.data = p.data.clone()
+            else:
+                torch.testing.assert_close(q, p, atol=1e-5, rtol=1e-5)
+    assert len(list(tmp_path.glob("*.so*"))) == 1
 
 
 def test_short_runs_are_not_compiled():
     """16 iterations of 3 * 4 minibatches are 192 updates, too few to repay it."""
     for flags in (dict(total_timesteps=16 * 1024), dict(compile=False)):
-        assert ppo_atari.compiled(len, ppo_atari.Args(**flags)) is len
+        assert ppo_atari.compiled(len, None, None, ppo_atari.Args(**flags)).func is len
 
 
 def test_actions_are_independent_samples_of_pi(monkeypatch):

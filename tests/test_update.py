@@ -197,7 +197,11 @@ def test_three_iterations_equal_an_independent_implementation(script, flags, mon
     args |= dict(learning_rate=3e-3, update_epochs=4, seed=5) | FLAGS[flags]
     args = script.Args(**args | (OWN_FLAGS[script.__name__] if flags == "strict" else {}))
     calls, notes, tape = [], Notes(), Tape()
-    monkeypatch.setattr(script, "compiled", lambda f, _: lambda *x: calls.append(0) or f(*x))
+
+    def counting(function, *fixed):
+        return lambda *x: calls.append(0) or function(*fixed, *x)
+
+    monkeypatch.setattr(script, "compiled", counting)
     torch.set_default_dtype(torch.float64)
     try:
         agent = script.train(args, tape, notes)
@@ -222,9 +226,9 @@ def test_first_minibatch_of_every_iteration_has_ratio_1(script, monkeypatch):
     """No weight and no statistic moves between an action and the first use of its ratio."""
     kl, clip_fraction = [], []
 
-    def recording(function, args):
+    def recording(function, *fixed):
         def step(*x):
-            metrics = function(*x)
+            metrics = function(*fixed, *x)
             kl.append(abs(metrics[3].item()))
             clip_fraction.append(metrics[4].item())
             return metrics
@@ -242,23 +246,21 @@ def test_first_minibatch_of_every_iteration_has_ratio_1(script, monkeypatch):
 @pytest.mark.parametrize(
     "script, flags", [*zip(SCRIPTS, ({}, dict(norm_adv="minibatch"), FLAGS["ppo2"]))]
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_update_equals_eager(script, flags):
+def test_compiled_update_equals_eager(script, flags, tmp_path, monkeypatch):
     """Step by step, to float32 rounding, while step sizes and statistics go on changing."""
-    torch.compiler.reset()
-    compiled = script.compiled(script.update, script.Args(**flags))
-    assert compiled is not script.update
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(1)
     *agents, old = [script.Agent(O, A, "orthogonal", 5.0) for _ in range(3)]
     agents[1].load_state_dict(agents[0].state_dict())
     old.log_std.data += 0.3
     adams = [script.Adam(agent.parameters(), 1e-5) for agent in agents]
+    step = script.compiled(script.update, agents[1], adams[1], script.Args(**flags))
     for i in range(5):
         minibatch = minibatch_of(script, old, 64)
         before = [p.clone() for p in agents[0].parameters()]
         eager, fast = (
             update(script, agent, minibatch, adam, 1e-3 / (1 + i), step, **flags)
-            for agent, adam, step in zip(agents, adams, (None, compiled))
+            for agent, adam, step in zip(agents, adams, (None, step))
         )
         assert fast == pytest.approx(eager, rel=1e-4, abs=1e-6) and eager["clip_fraction"] > 0
         for p, q, was in zip(agents[0].parameters(), agents[1].parameters(), before):
@@ -266,18 +268,32 @@ def test_compiled_update_equals_eager(script, flags):
             assert (p - was).abs().max() > 1e-5
         for agent in (*agents, old):
             agent.obs_moments.update(minibatch[0] + i)
-    torch.compiler.reset()
+    (library,) = tmp_path.glob("*.so*")
+    made = library.stat().st_mtime_ns
+
+    again = script.compiled(script.update, agents[0], adams[0], script.Args(seed=2, **flags))
+    fast = update(script, agents[0], minibatch, adams[0], 1e-3, again, **flags)
+    assert fast == pytest.approx(update(script, agents[1], minibatch, **flags), rel=1e-3, abs=1e-5)
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("*.so*")] == [made]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_runs_eagerly_where_compiling_does_not_pay_or_cannot_be_done(script, capsys):
-    """Silently if the run is short or was told so; in one line if there is no compiler."""
+def test_runs_eagerly_where_compiling_does_not_pay_or_cannot_be_done(script, capfd, monkeypatch):
+    """Silently if the run is short or was told so; in two lines if there is no compiler."""
+    agent, old = script.Agent(O, A, "orthogonal", 5.0), script.Agent(O, A, "orthogonal", 5.0)
+    adam = script.Adam(agent.parameters(), 1e-5)
     for flags in (dict(total_timesteps=60 * 2048), dict(compile=False)):
-        assert script.compiled(script.update, script.Args(**flags)) is script.update
-    assert capsys.readouterr().out == ""
-    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
-        assert script.compiled(script.update, script.Args()) is script.update
-    assert capsys.readouterr().out.startswith("no C++ compiler")
+        step = script.compiled(script.update, agent, adam, script.Args(**flags))
+        assert step.func is script.update
+    assert capfd.readouterr().out == ""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/dev/null/there-is-no-library-here")
+    step = script.compiled(script.update, agent, adam, script.Args())
+    before = agent.log_std.clone()
+    update(script, agent, minibatch_of(script, old, 64), adam, 0.1, step)
+    assert (agent.log_std != before).all()
+    failed, eager = capfd.readouterr().out.splitlines()
+    assert failed.startswith("compilation failed") and "not compiled" in eager
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -291,7 +307,7 @@ def test_adam_equals_torch(script, max_grad_norm):
     optimizer, too_long = torch.optim.Adam(theirs, eps=1e-5, maximize=True), set()
     for i in range(1, 11):
         gradients = [torch.randn_like(p) * i / 5 for p in ours]
-        adam.ascend(gradients, torch.tensor(0.1 / i), max_grad_norm)
+        adam.ascend(ours, gradients, torch.tensor(0.1 / i), max_grad_norm)
         for p, g in zip(theirs, gradients):
             p.grad = g.clone()
         if max_grad_norm:
