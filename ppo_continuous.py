@@ -25,6 +25,7 @@ flag: --norm-obs, --norm-reward, --norm-adv, --bootstrap-truncated, --anneal-lr,
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
 """
 
+import fcntl
 import gc
 import io
 import json
@@ -569,7 +570,7 @@ class Run:
         """Looks only. Raises Stop unless the directory is free or holds this very run."""
         self.args, self.dir, self.script = args, Path(args.run_dir), Path(__file__)
         self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
-        begun = {self.script.name, "args.json.tmp"}  # all there is of a start that was cut short
+        begun = {"metrics.csv", self.script.name, "args.json.tmp"}  # by a start that was cut short
         try:
             copy, names = self.dir / self.script.name, set()
             if self.dir.exists():
@@ -602,14 +603,20 @@ class Run:
                 "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True, text=True,
                 cwd=self.script.resolve().parent, capture_output=True,
             ).stdout.strip()  # fmt: skip
-            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
-            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
-            try:
-                self.dir.mkdir(parents=True, exist_ok=True)
+            facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
+            facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self.files = {"metrics.csv": open(self.dir / "metrics.csv", "a", buffering=1)}
+            fcntl.lockf(self.files["metrics.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.facts:
+                self.facts = facts
                 (self.dir / self.script.name).write_bytes(self.script.read_bytes())
-                self.write_json("args.json", self.facts)
-            except OSError as error:
-                raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
+                self.write_json("args.json", facts)
+        except BlockingIOError:
+            raise Stop(2, f"--run-dir {self.dir}: another process is at work on this run") from None
+        except OSError as error:
+            raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
         if self.facts["versions"] != versions:
             print(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
         size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
@@ -656,11 +663,16 @@ class Run:
 
     def write(self, name, save):
         """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
-        with open(self.dir / f"{name}.tmp", "wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.dir / f"{name}.tmp", self.dir / name)
+        new = self.dir / f"{name}.tmp"
+        try:
+            with open(new, "wb") as file:
+                save(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.dir / name)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
     def write_json(self, name, data):
         self.write(name, lambda file: file.write(json.dumps(data, indent=1).encode()))
@@ -678,13 +690,13 @@ class Run:
                     part.load_state_dict(saved[name])
             except Exception as error:
                 raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
-        self.seconds, self.saved_at, self.files = saved["seconds"], time.perf_counter(), {}
-        for name in ("episodes.csv", "metrics.csv"):
-            file, size = open(self.dir / name, "a", buffering=1), saved["sizes"].get(name, 0)
+        self.seconds, self.saved_at = saved["seconds"], time.perf_counter()
+        self.files["episodes.csv"] = open(self.dir / "episodes.csv", "a", buffering=1)
+        for name, file in self.files.items():
+            size = saved["sizes"].get(name, 0)
             if file.tell() < size:
                 raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
             file.seek(file.truncate(size))
-            self.files[name] = file
         if saved["iteration"]:
             print(f"goes on after iteration {saved['iteration']}")
         else:

@@ -149,7 +149,9 @@ def started(program, run):
     """The program, once it has written to the metrics of its run, or has cut them to resume."""
     path = run / "metrics.csv"
     before = path.exists() and path.stat().st_mtime_ns
-    return program.until(lambda: path.exists() and path.stat().st_mtime_ns != before)
+    return program.until(
+        lambda: path.exists() and path.stat().st_size and path.stat().st_mtime_ns != before
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -212,6 +214,19 @@ def test_second_ctrl_c_ends_at_once(finished, tmp_path):
     program.until(lambda: "stops after this iteration" in program.out)
     begun = time.monotonic()
     assert program.wait(signal.SIGINT) == 130 and time.monotonic() - begun < 5
+    (cwd / "slow").unlink()
+    assert Program(ppo_continuous, cwd, *argv).wait() == 0
+    assert results(run) == results(finished(ppo_continuous) / "run")
+
+
+def test_two_processes_never_share_a_run(finished, tmp_path):
+    """The second is refused for as long as the first lives, however that one ends."""
+    cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
+    argv = *TOY, "--env-id", "toys:Slow-v0", "--checkpoint-every", 1
+    program = started(Program(ppo_continuous, cwd, *argv), run)
+    (cwd / "slow").touch()
+    assert_refused(Program(ppo_continuous, cwd, *argv), "another process")
+    assert program.wait(signal.SIGKILL) == -signal.SIGKILL
     (cwd / "slow").unlink()
     assert Program(ppo_continuous, cwd, *argv).wait() == 0
     assert results(run) == results(finished(ppo_continuous) / "run")
@@ -345,6 +360,7 @@ def test_full_disk_leaves_the_last_checkpoint(limit, finished, tmp_path):
     assert program.wait() == 1
     assert program.err.count("\n") == 1 and "checkpoint is untouched" in program.err
     torch.load(run / "checkpoint.pt", weights_only=True)
+    assert not list(run.glob("*.tmp"))
     assert Program(ppo_continuous, cwd, *argv).wait() == 0
     assert results(run) == results(finished(ppo_continuous) / "run")
 
