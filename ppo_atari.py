@@ -622,14 +622,15 @@ class Run:
 
     def write(self, name, save):
         """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
-        new = self.dir / f"{name}.tmp"
+        new, content = self.dir / f"{name}.tmp", io.BytesIO()
+        save(content)  # in memory, for torch.save answers a full disk with a riddle
         try:
             with open(new, "wb") as file:
-                save(file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, self.dir / name)
-        except BaseException:
+        except OSError:
             new.unlink(missing_ok=True)
             raise
 
