@@ -20,6 +20,7 @@ one does not wait. Exit code: 0 all finished or diverged, 1 some failed, 2 bad u
 """
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -252,6 +253,19 @@ def is_done(run_dir, command):
     return summary.get("status") in ("finished", "diverged") and facts.get("command") == command[1:]
 
 
+def run_of(run_dir):
+    """SETTING, TASK, SEED."""
+    return PurePosixPath(run_dir).parts[-3:]
+
+
+def listed(path):
+    """{(setting, task, seed)} of the finished and diverged runs in a runs.csv of report.py."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    done = [row for row in rows if row["status"] in ("finished", "diverged")]
+    return {(row["setting"], row["task"], row["seed"]) for row in done}
+
+
 def hours(seconds):
     return f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
 
@@ -328,7 +342,7 @@ def submit(args, commands):
 
 def sweep(args, commands):
     """Runs what is left of commands. Returns the exit code."""
-    left = {r: c for r, c in commands.items() if not is_done(r, c)}
+    left = {r: c for r, c in commands.items() if not is_done(r, c) and run_of(r) not in args.listed}
     stale = [r for r in commands if r not in left and not same_script(r, commands[r])]
     print(f"{len(commands)} runs, {len(commands) - len(left)} of them done before", flush=True)
     if stale:
@@ -394,15 +408,21 @@ def main():
     parser.add_argument("--cpus", type=float, default=1, help="cores of a run")
     parser.add_argument("--gpus", type=float, default=0, help="of a run; 0.25: four runs share one")
     parser.add_argument("--sync", type=float, default=30, help="seconds between copies of a run")
+    parser.add_argument("--skip", metavar="RUNS_CSV", help="skip the runs done by this report")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
     try:
         for name, least in (("workers", 1), ("cpus", 0), ("gpus", 0), ("sync", 0)):
             if (value := getattr(args, name)) is not None and value < least:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
+        try:
+            args.listed = listed(args.skip) if args.skip else set()
+        except (OSError, KeyError) as error:
+            raise ValueError(f"--skip {args.skip}: no runs.csv of report.py: {error}") from error
         commands = read_commands(sys.stdin)
         if args.dry_run:
-            print(*map(shlex.join, commands.values()), sep="\n")
+            left = [c for r, c in commands.items() if run_of(r) not in args.listed]
+            print(*map(shlex.join, left), sep="\n")
             return 0
         if ray is None:
             raise ValueError("Ray is missing: pip install -r benchmark/requirements.txt")

@@ -1,6 +1,7 @@
 """Turns the runs of a sweep into benchmark/results/NAME/: two CSV files, README.md and pictures.
 
-    python benchmark/report.py mujoco                from runs/mujoco/SETTING/TASK/SEED/
+    python benchmark/report.py mujoco                from runs/mujoco/SETTING/TASK/SEED/,
+                                                     and what runs.csv has of other runs
     python benchmark/report.py mujoco --from-csv     from runs.csv and curves.csv alone
     python benchmark/report.py --random-policy       makes benchmark/random_policy.csv
 
@@ -16,6 +17,7 @@ import shlex
 import sys
 from collections import defaultdict
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,14 @@ def collect(folder):
         key = dict(setting=setting, task=task, seed=seed)
         curves += [key | point for point in curve(episodes, metrics, args["total_timesteps"])]
     return runs, curves
+
+
+def merged(old, new):
+    """new, and the rows of old that are of other runs: made elsewhere, or their directory gone."""
+    key = itemgetter("setting", "task", "seed")
+    fresh = {key(row) for row in new}
+    rows = [row for row in old if key(row) not in fresh] + new
+    return sorted(rows, key=lambda row: natural(Path(*key(row))))
 
 
 def natural(path):
@@ -740,8 +750,8 @@ def main():
         runs, curves = collect(folder)
         if not runs:
             return f"{folder}: no SETTING/TASK/SEED/args.json in it"
-        write(out / "runs.csv", runs)
-        write(out / "curves.csv", curves)
+        write(out / "runs.csv", merged(read(out / "runs.csv"), runs))
+        write(out / "curves.csv", merged(read(out / "curves.csv"), curves))
     elif not (out / "runs.csv").exists():
         return f"neither {folder} nor {out / 'runs.csv'} is there"
     return report(args.name, out)

@@ -108,11 +108,11 @@ class Program:
             time.sleep(0.001)
         return self
 
-    def wait(self, send=None):
+    def wait(self, send=None, timeout=60):
         """Sends a signal, if given. Returns the exit code, or minus the signal that killed it."""
         if send and self.process.exitcode is None:
             os.kill(self.process.pid, send)
-        self.process.join(60)
+        self.process.join(timeout)
         if self.process.exitcode is None:
             os.kill(self.process.pid, signal.SIGKILL)
         return self.process.exitcode

@@ -164,6 +164,17 @@ def test_dry_run_prints_the_commands(folder):
     )
 
 
+def test_skips_what_a_report_has(folder):
+    """By setting, task and seed, if the run finished or diverged."""
+    rows = ["setting,task,seed,status", "a,T,0,finished", "a,T,1,diverged", "a,T,2,interrupted"]
+    (folder / "runs.csv").write_text("\n".join(rows) + "\n")
+    lines = [f"python fake.py --run-dir runs/x/a/T/{i}" for i in range(4)]
+    found = finish(launch(folder, lines, "--dry-run", "--skip", "runs.csv"))
+    assert found == (0, "\n".join(lines[2:]) + "\n")
+    code, output = finish(launch(folder, lines, "--skip", "none.csv"))
+    assert code == 2 and "--skip none.csv" in output
+
+
 @pytest.mark.parametrize("name, runs", [("mujoco", 7), ("table1", 77)])
 def test_sweeps_list_their_runs(name, runs):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

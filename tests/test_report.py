@@ -199,3 +199,25 @@ def test_committed_numbers_of_the_paper():
     assert list(table) == list(report.STYLE) and max(table, key=table.get) == "clip-0.2"
     tasks = {row["task"] for row in report.read(ROOT / "benchmark" / "random_policy.csv")}
     assert {r["task"] for r in report.read(ROOT / "benchmark" / "paper_mujoco.csv")} == tasks
+
+
+def test_runs_of_other_machines_stay(runs):
+    """What is in the CSV and not in the folder is kept; what is in both is read anew."""
+    old = [dict(setting="clip-0.2", task=task, seed="1", score="7") for task in ("Ant", "Hopper")]
+    rows, _ = report.collect(runs / "runs")
+    found = report.merged(old, rows)
+    assert len(found) == len(rows) + 1 and found == report.merged(found, rows)
+    scores = {(r["setting"], r["task"], r["seed"]): r["score"] for r in found}
+    assert scores["clip-0.2", "Ant", "1"] == "7" and scores["clip-0.2", "Hopper", "1"] == "1800"
+    assert [r["task"] for r in found if r["setting"] == "clip-0.2"][:2] == ["Ant", "Hopper"]
+
+
+def test_figure_2_is_what_training_sees():
+    """At theta_old nothing has changed; at theta_new the KL is the one that train() logs."""
+    figures = pytest.importorskip("benchmark.figures")
+    args = figures.ppo.Args(env_id="Hopper-v4", total_timesteps=2048)
+    agent, old, new, batch, kl = figures.first_update(args)
+    assert [len(x) for x in batch] == [2048] * 4
+    (_, *zero), (_, *one) = figures.along_the_line(agent, old, new, batch, 0.2, (0.0, 1.0))
+    assert zero == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert one[0] == pytest.approx(kl, rel=1e-4) and 0 < one[3] <= min(one[1:3])

@@ -1,0 +1,192 @@
+"""Figures 1 and 2 of the paper, drawn with ppo_continuous.py's own functions.
+
+    python benchmark/figures.py [--seed 1] [--env-id Hopper]
+
+Figure 1: one term of L^CLIP against the probability ratio, and its gradient, which is what learns.
+Figure 2: surrogate objectives on the straight line through the parameters before and after the
+first update of a run, and beyond. Both go to benchmark/results/figures/, figure 2 with its numbers.
+"""
+
+import argparse
+import csv
+import shlex
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import ppo_continuous as ppo  # noqa: E402
+from benchmark.report import pyplot, save  # noqa: E402
+
+OUT = ROOT / "benchmark/results/figures"
+CLIP, ACCENT, OTHER, KL = "#0072B2", "#D55E00", "#009E73", "#000000"
+
+
+def figure_1(plt, clip_coef=0.2):
+    """L^CLIP of a single time step, for an advantage of +1 and of -1, and its gradient."""
+    ratios = torch.linspace(0, 2, 1001)
+    figure, axes = plt.subplots(2, 2, figsize=(7.6, 4.8), sharey="row", height_ratios=(3, 2))
+    for (top, bottom), advantage in zip(axes.T, (1.0, -1.0)):
+        terms, slopes = [], []
+        for ratio in ratios:
+            ratio = ratio.clone().requires_grad_()
+            term = ppo.surrogate(ratio, torch.tensor(advantage), clip_coef)
+            terms.append(term.item())
+            slopes.append(torch.autograd.grad(term, ratio)[0].item())
+        top.plot(ratios, terms, color=CLIP, linewidth=2)
+        top.plot(1, advantage, "o", color=ACCENT, markersize=6)
+        bottom.plot(ratios, slopes, color=CLIP, linewidth=2)
+        top.set_title(f"A {'>' if advantage > 0 else '<'} 0")
+        edge = 1 + clip_coef * advantage
+        for ax in (top, bottom):
+            ax.axvline(1, color="#999999", linestyle=":", linewidth=1)
+            ax.axvline(edge, color="#999999", linestyle="--", linewidth=1)
+            labels = ["0", "1", f"1 {'+' if advantage > 0 else '-'} ε", "2"]
+            ax.set_xticks([0, 1, edge, 2], labels if ax is bottom else [])
+        bottom.set_xlabel("probability ratio r")
+    axes[0, 0].set_ylabel("L$^{CLIP}$ / |A|")
+    axes[1, 0].set_ylabel("its gradient by r")
+    save(plt, figure, OUT / "figure1.png")
+
+
+class FirstUpdate:
+    """Stands in for the script's Run; keeps the agent and the batch of the first update."""
+
+    def resume(self, agent, **_):
+        self.agent, self.old = agent, {k: x.clone() for k, x in agent.state_dict().items()}
+        return 0
+
+    def compiled(self, function, *fixed):
+        self.batch = []
+
+        def step(learning_rate, clip_coef, *minibatch):
+            self.batch.append(minibatch)
+            return function(*fixed, learning_rate, clip_coef, *minibatch)
+
+        return step
+
+    def check(self, iteration, **_):
+        pass
+
+    def log(self, iteration, **row):
+        self.kl = row["final_kl"]
+
+
+def first_update(args):
+    """Agent, its parameters before and after, the batch, and the KL that train() found after it.
+
+    The batch is obs [T*N, O], actions [T*N, A], old_logprob [T*N], advantages [T*N].
+    """
+    note = FirstUpdate()
+    with mock.patch.object(ppo, "compiled", note.compiled):
+        agent = ppo.train(args, ppo.Envs(args, lambda *episode: None), note)
+    epoch = note.batch[: args.batch_size // args.minibatch_size]
+    batch = [torch.cat(x) for x in zip(*epoch)][:4]
+    new = {k: p.detach().clone() for k, p in agent.named_parameters()}
+    agent.load_state_dict(note.old)  # with the statistics that the update saw
+    old = {k: p.detach().clone() for k, p in agent.named_parameters()}
+    return agent, old, new, batch, note.kl
+
+
+def along_the_line(agent, old, new, batch, clip_coef, points):
+    """Rows of (lambda, E[KL], L^CPI, E[clip(r)A], L^CLIP) at old + lambda * (new - old)."""
+    obs, actions, old_logprob, advantages = batch
+    low, high = 1 - clip_coef, 1 + clip_coef
+    with torch.no_grad():
+        old_pi, rows = agent(obs)[0], []
+        for x in points:
+            for name, p in agent.named_parameters():
+                p.copy_(old[name] + x * (new[name] - old[name]))
+            pi = agent(obs)[0]
+            ratio = (pi.log_prob(actions) - old_logprob).exp()
+            row = (
+                x,
+                ppo.kl_divergence(old_pi, pi).mean(),
+                (ratio * advantages).mean(),
+                (ratio.clamp(low, high) * advantages).mean(),
+                ppo.surrogate(ratio, advantages, clip_coef),
+            )
+            rows.append([float(value) for value in row])
+    return rows
+
+
+def figure_2(plt, args):
+    agent, old, new, batch, _ = first_update(args)
+    points = np.linspace(0, 3, 151)
+    rows = along_the_line(agent, old, new, batch, args.clip_coef, points)
+    names = "lambda", "kl", "cpi", "clipped", "clip"
+    with open(OUT / "figure2.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([names, *([f"{x:.6g}" for x in row] for row in rows)])
+    x, kl, cpi, clipped, clip = np.array(rows).T
+    peak, there = clip.argmax(), np.abs(x - 1).argmin()
+
+    figure, ax = plt.subplots(figsize=(7.6, 4.4))
+    looks = (
+        (kl, KL, ":", "E[KL]"),
+        (cpi, OTHER, "--", "E[r A], L$^{CPI}$"),
+        (clipped, ACCENT, "-.", "E[clip(r, 1 - ε, 1 + ε) A]"),
+        (clip, CLIP, "-", "L$^{CLIP}$"),
+    )
+    for y, colour, dash, label in looks:
+        ax.plot(x, y, dash, color=colour, linewidth=2, label=label)
+    for at in (0, 1):
+        ax.axvline(at, color="#999999", linestyle="--", linewidth=1)
+    ax.plot(x[peak], clip[peak], "o", color=CLIP)
+    ax.set_ylim(clip.min(), 4 * clip.max())
+    ax.annotate(
+        f"L$^{{CLIP}}$ is highest at λ = {x[peak]:.2f},\nwhere E[KL] = {kl[peak]:.3f}"
+        " (paper: 0.02)",
+        (x[peak], clip[peak]), (0.99, 0.6), textcoords="axes fraction", ha="right", fontsize=9,
+        color=CLIP, arrowprops={"arrowstyle": "-", "color": CLIP, "linewidth": 0.7},
+    )  # fmt: skip
+    ax.set_xticks(range(4), ["0\nθ$_{old}$", "1\nθ$_{new}$", "2", "3"])
+    ax.set_xlabel("λ, of θ$_{old}$ + λ (θ$_{new}$ - θ$_{old}$)")
+    ax.set_ylabel("mean over the batch")
+    ax.legend(loc="lower left", bbox_to_anchor=(0.36, 0))
+    save(plt, figure, OUT / "figure2.png")
+    return x[peak], kl[peak], kl[there], clip[peak]
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env-id", default="Hopper")
+    parser.add_argument("--seed", type=int, default=1)
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    ppo.gym.logger.min_level = ppo.gym.logger.ERROR
+    plt = pyplot()
+    OUT.mkdir(parents=True, exist_ok=True)
+    figure_1(plt)
+    args = ppo.Args(env_id=ppo.resolve(flags.env_id), seed=flags.seed, total_timesteps=2048)
+    peak, kl, kl_there, top = figure_2(plt, args)
+    text = f"""# Figures 1 and 2 of the paper
+
+`python benchmark/figures.py {shlex.join(sys.argv[1:])}`
+
+![figure 1](figure1.png)
+
+One time step's term of L^CLIP, eq. 7, with ε = 0.2, and its gradient by the ratio. The gradient is
+0 where the ratio has gone further than ε in the direction that the advantage asks for, and full
+everywhere else: on the way back nothing is clipped. The dot is where every update starts, r = 1.
+
+![figure 2](figure2.png)
+
+{args.env_id}, seed {args.seed}, first update of a run with the script's defaults (2048 steps, 10
+epochs, standardised advantages). After it, at θ_new, E[KL] is {kl_there:.4f}. L^CLIP on the whole
+batch is highest, {top:.4f}, at λ = {peak:.2f}, where E[KL] is {kl:.4f}; in the paper's figure that
+is at θ_new, with an E[KL] of about 0.02. L^CPI has no such point: it goes on rising. Numbers:
+`figure2.csv`.
+"""
+    (OUT / "README.md").write_text(text.replace("figures.py `", "figures.py`"))
+    print(OUT / "README.md")
+
+
+if __name__ == "__main__":
+    main()
