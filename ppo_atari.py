@@ -583,7 +583,8 @@ class Run:
         print(f"{self.args.env_id}: {size} on {device}, in {self.dir}", flush=True)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
-        self.send = self.tracker()
+        self.tracks = self.args.track
+        self.track()
 
     def on_signal(self, signum, _):
         """Ends the run after this iteration; after 25 s, or a second signal, without it."""
@@ -595,30 +596,24 @@ class Run:
         timer.start()
         os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
 
-    def tracker(self):
-        """A function that sends a row of metrics to W&B if asked to; W&B never stops a run."""
-        if not self.args.track:
-            return lambda row: None
-
-        def send(row):
-            try:
-                wandb.log(row, step=row["global_step"])
-            except Exception as error:
-                print(f"goes on without Weights & Biases: {error}")
-                self.send = lambda row: None
-
+    def track(self, row=None):
+        """Begins, or continues, the run's W&B run, or sends it a row; W&B never stops a run."""
+        if not self.tracks:
+            return
         try:
             import wandb
 
+            if row:
+                wandb.log(row, step=row["global_step"])
+                return
             wandb.init(
                 project=self.args.wandb_project_name, entity=self.args.wandb_entity,
                 id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
                 config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
             )  # fmt: skip
-            return send
         except Exception as error:
             print(f"goes on without Weights & Biases: {error}")
-            return lambda row: None
+            self.tracks = False
 
     def write(self, name, save):
         """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
@@ -687,7 +682,7 @@ class Run:
             self.files["metrics.csv"].write(",".join(row) + "\n")
         self.files["metrics.csv"].write(",".join(map(str, row.values())) + "\n")
         score = np.mean(self.recent) if self.recent else math.nan
-        self.send(row | {"episodic_return": score})
+        self.track(row | {"episodic_return": score})
         left = self.seconds / iteration * (args.num_iterations - iteration)
         text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
         text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
