@@ -5,7 +5,8 @@
     python benchmark/report.py mujoco --from-csv     from runs.csv and curves.csv alone
     python benchmark/report.py --random-policy       makes benchmark/random_policy.csv
 
-Any NAME gets scores and learning curves; table1 also gets the statistics of the paper's Table 1.
+Any NAME gets scores and learning curves; table1 also gets the statistics of the paper's Table 1,
+and atari its Table 6, with games that have no run yet marked as missing.
 The CSV files hold all that the rest is made of, so they are what to commit.
 """
 
@@ -126,7 +127,7 @@ def collect(folder):
         row = dict(setting=setting, task=task, seed=seed, status=status)
         row |= {k: number(summary.get(k)) for k in ("score", "score_all", "episodes")}
         row |= {k: number(summary.get(k)) for k in ("seconds", "sps", "global_step")}
-        kl = np.array([float(m["final_kl"]) for m in metrics])
+        kl = np.array([float(m["final_kl"]) for m in metrics if "final_kl" in m])
         row |= dict(kl_mean=number(kl.mean()), kl_max=number(kl.max())) if len(kl) else {}
         if args.get("adapt_kl_coef") and len(kl):
             target = args["kl_target"]
@@ -162,8 +163,9 @@ def curve(episodes, metrics, total):
         points[i]["return"].append(float(row["episodic_return"]))
     for row in metrics:
         i = math.ceil(int(row["global_step"]) * POINTS / total)
-        points[i]["kl"].append(float(row["final_kl"]))
-        points[i]["kl_coef"].append(float(row.get("kl_coef") or "nan"))
+        if "final_kl" in row:
+            points[i]["kl"].append(float(row["final_kl"]))
+            points[i]["kl_coef"].append(float(row.get("kl_coef") or "nan"))
     for i in sorted(points):
         x = points[i]
         mean = {k: number(np.mean(x[k])) for k in ("return", "kl") if x[k]}
@@ -399,6 +401,94 @@ leave the interval and no more, so what KL it comes to has to be measured.
     return text + origin("table1", runs)
 
 
+def atari_text(runs):
+    """README of atari: Table 6, of the games and seeds that there are."""
+    paper = {row["game"]: row for row in read(HERE / "paper_atari.csv")}
+    paper = {g: {k: float(row[k]) for k in ("ppo", "a2c", "acer", "random", "human")}
+             for g, row in paper.items()}  # fmt: skip
+    done = [r for r in runs if r["status"] == "finished" and r["task"] in paper and r["score"]]
+    ours = {m: {g: np.array([float(r[m]) for r in done if r["task"] == g]) for g in paper}
+            for m in ("score", "score_all")}  # fmt: skip
+    games = [g for g in paper if len(ours["score"][g])]
+    rows = []
+    for g, p in paper.items():
+        cells = [g]
+        for metric in ours:
+            x = ours[metric][g]
+            error = f" ± {short(np.std(x, ddof=1) / math.sqrt(len(x)))}" if len(x) > 1 else ""
+            cells.append(f"{short(x.mean())}{error}" if len(x) else "missing")
+        cells += [len(ours["score"][g]) or "", *(f"{p[k]:,.1f}" for k in ("ppo", "a2c", "acer"))]
+        rows.append(cells)
+    head = ["game", "ours, last 100 episodes", "ours, all of training", "seeds",
+            "paper: PPO", "A2C", "ACER"]  # fmt: skip
+    return f"""# Atari: Table 6 of the paper
+
+{len(games)} of {len(paper)} games. After ±: standard error over seeds. Last 100 episodes of a run
+is the paper's metric 2, printed in its Table 6; all of training is its metric 1, whose numbers by
+game it does not print.
+
+{markdown(head, rows)}
+![learning curves](curves.png)
+
+## Human-normalised
+
+Random play 0, a human 1, on the {len(games)} games that we have; 95% intervals from a bootstrap
+stratified by game, {RESAMPLES:,} resamples of our seeds (no interval where every game has one).
+
+{human_table(games, ours["score"], paper)}
+## Who wins
+
+Best of ours, A2C and ACER by the last 100 episodes, and of the paper's PPO, A2C and ACER, on the
+same games. Of {RESAMPLES:,} resamples of our seeds, what share has another winner, and in how many
+games; the paper's numbers of A2C and ACER have no spread to resample.
+
+{winners_table(games, ours["score"], paper)}
+## How it was made
+
+""" + origin("atari", runs)
+
+
+def human_table(games, scores, paper):
+    def human(game, x):
+        p = paper[game]
+        return (x - p["random"]) / (p["human"] - p["random"])
+
+    rng = np.random.default_rng(0)
+    drawn = resample([human(g, scores[g]) for g in games], rng)
+    drawn = np.stack([x.mean(-1) for x in drawn], -1)
+    columns = {"ours": np.array([human(g, scores[g]).mean() for g in games])}
+    columns |= {k: np.array([human(g, paper[g][k]) for g in games]) for k in ("ppo", "a2c", "acer")}
+    seeds = max(len(scores[g]) for g in games)
+    rows = []
+    for name, statistic in (("median", lambda x: np.median(x, -1)), ("mean", lambda x: x.mean(-1)),
+                            ("IQM", iqm)):  # fmt: skip
+        row = [name, *(f"{statistic(x):.3f}" for x in columns.values())]
+        row[1] = f"**{row[1]}**" + (
+            f" ({span(interval(statistic(drawn)), 3)})" if seeds > 1 else ""
+        )
+        rows.append(row)
+    return markdown(["", "ours", "paper: PPO", "A2C", "ACER"], rows)
+
+
+def winners_table(games, scores, paper):
+    def wins(ppo):
+        """[..., 3]: games won by PPO, A2C, ACER, a tie shared; and who, [..., games, 3]."""
+        rivals = np.array([[paper[g]["a2c"], paper[g]["acer"]] for g in games])
+        x = np.concatenate([ppo[..., None], np.broadcast_to(rivals, (*ppo.shape, 2))], -1)
+        best = x == x.max(-1, keepdims=True)
+        return (best / best.sum(-1, keepdims=True)).sum(-2), best
+
+    ours, who = wins(np.array([scores[g].mean() for g in games]))
+    theirs, _ = wins(np.array([paper[g]["ppo"] for g in games]))
+    rng = np.random.default_rng(0)
+    drawn = np.stack([x.mean(-1) for x in resample([scores[g] for g in games], rng)], -1)
+    flipped = (wins(drawn)[1] != who).any(-1).sum(-1)
+    flips = f"{(flipped > 0).mean():.0%}; {flipped.mean():.1f} games in the mean"
+    rows = [["ours", *(f"{x:g}" for x in ours.round(2)), flips],
+            ["paper", *(f"{x:g}" for x in theirs.round(2)), ""]]  # fmt: skip
+    return markdown(["PPO is", "PPO wins", "A2C", "ACER", "other winners when resampled"], rows)
+
+
 def in_words(paper, label, means, spans):
     """What reproduces and what does not, from the numbers."""
     ours = {s: means["run", s] for s in label}
@@ -583,6 +673,33 @@ def curves_picture(plt, path, curves, settings, random, lines, width):
     save(plt, figure, path)
 
 
+def games_picture(plt, path, curves):
+    """Table 6 as 49 panels: our learning curve, the paper's last 100 episodes as a line."""
+    paper, table = read(HERE / "paper_atari.csv"), curve_table(curves, "return")
+    figure, axes = plt.subplots(7, 7, figsize=(15, 14))
+    for ax, row in zip(axes.flat, paper):
+        found = [x for (_, task), x in table.items() if task == row["game"]]
+        for steps, values in found:
+            mean, low, high = mean_band(smooth(values, 3))
+            ax.fill_between(steps / 1e6, low, high, color=CYCLE[0], alpha=0.2, linewidth=0)
+            ax.plot(steps / 1e6, mean, color=CYCLE[0])
+        ax.axhline(float(row["ppo"]), color="#000000", linestyle="--", linewidth=1)
+        if not found:
+            ax.set_xlim(0, 10)
+            ax.text(0.5, 0.5, "missing", transform=ax.transAxes, ha="center", va="bottom",
+                    color="#777777")  # fmt: skip
+        ax.set_title(row["game"], fontsize=9)
+        ax.tick_params(labelsize=7)
+        ax.yaxis.set_major_formatter("{x:,g}")
+    for ax in axes[-1]:
+        ax.set_xlabel("million steps", fontsize=8)
+    handles = [plt.Line2D([], [], color=CYCLE[0], label="ours: mean, lowest and highest seed"),
+               plt.Line2D([], [], color="#000000", linestyle="--", linewidth=1,
+                          label="paper: PPO, last 100 episodes at 10M steps")]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    save(plt, figure, path)
+
+
 def families_picture(plt, path, curves, settings, random, width):
     """The same, a row a family, no clipping and epsilon = 0.2 in every row."""
     table, styles = curve_table(curves, "return"), style(settings)
@@ -705,6 +822,13 @@ def report(name, out):
         return f"{out / 'runs.csv'}: no finished run"
     if name == "table1" and (unknown := {r["task"] for r in runs} - set(random)):
         return f"benchmark/random_policy.csv: lacks {', '.join(sorted(unknown))}"
+    notes = out / "notes.md"  # what a person found out, if there is such a file
+    notes = "\n" + notes.read_text() if notes.exists() else ""
+    if name == "atari":
+        games_picture(pyplot(), out / "curves.png", curves)
+        (out / "README.md").write_text(atari_text(runs) + notes)
+        print(out / "README.md")
+        return None
     order = [s for s in STYLE if s in scores] + [s for s in scores if s not in STYLE]
     scores = {s: scores[s] for s in order}
     plt, lines = pyplot(), {}
@@ -724,8 +848,7 @@ def report(name, out):
         tasks = {r["task"] for r in runs}
         lines = {k: x for k, x in lines.items() if set(x) & tasks}
     curves_picture(plt, out / "curves.png", curves, order, random, lines, width)
-    notes = out / "notes.md"  # what a person found out, if there is such a file
-    (out / "README.md").write_text(text + ("\n" + notes.read_text() if notes.exists() else ""))
+    (out / "README.md").write_text(text + notes)
     print(out / "README.md")
     return None
 

@@ -221,3 +221,28 @@ def test_figure_2_is_what_training_sees():
     (_, *zero), (_, *one) = figures.along_the_line(agent, old, new, batch, 0.2, (0.0, 1.0))
     assert zero == pytest.approx([0, 0, 0, 0], abs=1e-6)
     assert one[0] == pytest.approx(kl, rel=1e-4) and 0 < one[3] <= min(one[1:3])
+
+
+def test_atari_table_of_what_there_is(tmp_path):
+    """Two games of 49: means and standard errors, both metrics, winners, the rest missing."""
+    pytest.importorskip("matplotlib", reason="pip install -r benchmark/requirements.txt")
+    scores = {("Pong", 1): 20.0, ("Pong", 2): 20.8, ("Breakout", 1): 300.0, ("Breakout", 2): 500.0}
+    for (game, seed), score in scores.items():
+        folder = tmp_path / "runs/ppo_atari" / game / str(seed)
+        make_run(folder, seed, score)
+        rows = (folder / "metrics.csv").read_text().replace("final_kl", "kl")
+        (folder / "metrics.csv").write_text(rows)
+    done = make_report(tmp_path, "atari")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out/README.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "| 20.4 ± 0.4 |" in lines["Pong"] and "| 400 ± 100 |" in lines["Breakout"]
+    assert lines["Alien"].count("missing") == 2 and text.count("missing |") == 2 * 47
+    normal = (20.4 + 20.7) / (14.6 + 20.7), (400 - 1.7) / (30.5 - 1.7)
+    assert f"**{np.mean(normal):.3f}**" in lines["mean"]
+    # ACER has 20.7 and 456.4: each game has another winner in a quarter of the resamples
+    assert "| ours | 0 | 0 | 2 | 4" in lines["ours"] and "0.5 games" in lines["ours"]
+    assert "| paper | 0.5 | 0 | 1.5 |" in lines["paper"]  # a tie on Pong
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert make_report(tmp_path, "atari", "--from-csv").returncode == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
