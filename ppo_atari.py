@@ -382,6 +382,7 @@ def build(learner, inputs, library):
     """Compiles learner as a function of its state and inputs, and ends this process."""
     try:
         gc.freeze()  # what it shares with its parent, such as threads, is not its own to destroy
+        signal.alarm(600)  # ends it, should a thread that is not here have left a lock behind
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         threads = torch.get_num_threads()
@@ -795,6 +796,7 @@ def parse(argv):
 def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", ".*use of fork")
     try:
         args = parse(sys.argv[1:])
         torch.set_num_threads(args.num_threads or torch.get_num_threads())

@@ -387,12 +387,8 @@ def compiled(function, agent, adam, args):
     torch.distributions.Distribution.set_default_validate_args(False)  # that is half of its time
     eager = partial(function, agent, adam, args)
     calls = args.num_iterations * args.update_epochs * args.batch_size // args.minibatch_size
-    if not args.compile or calls < 20_000:  # which save about what compilation costs
+    if not args.compile or calls < 20_000 or args.device.type != "cpu":  # it would not pay
         return eager
-    if args.device.type == "cuda":
-        torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
-        options = {"guard_filter_fn": lambda guards: [False] * len(guards)}  # nothing will change
-        return torch.compile(eager, fullgraph=True, options=options)
     learner = nn.ModuleList([agent, adam])
     learner.forward = eager
     state, run = learner.state_dict(keep_vars=True), None
@@ -427,6 +423,7 @@ def build(learner, inputs, library):
     """Compiles learner as a function of its state and inputs, and ends this process."""
     try:
         gc.freeze()  # what it shares with its parent, such as threads, is not its own to destroy
+        signal.alarm(600)  # ends it, should a thread that is not here have left a lock behind
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         threads = torch.get_num_threads()
@@ -833,6 +830,7 @@ def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     gym.logger.min_level = gym.logger.ERROR
     warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", ".*use of fork")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
     try:
