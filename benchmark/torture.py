@@ -48,7 +48,7 @@ COMMANDS = {  # all but the second are long enough for their updates to be compi
     "ppo_noclip.py": "--env-id Walker2d --total-timesteps 16384 --num-envs 2 --num-steps 128",
     "ppo_klpen.py": "--env-id HalfCheetah --total-timesteps 16384 --num-steps 256"
     " --minibatch-size 8",
-    "ppo_atari.py": "--env-id Breakout --total-timesteps 4096 --num-envs 4 --num-steps 32"
+    "ppo_atari.py": "--env-id Breakout --total-timesteps 2048 --num-envs 4 --num-steps 32"
     " --minibatch-size 16 --num-threads 1 --no-cuda",
 }
 DEFAULTS = {  # to measure, on runs long enough for it, what checkpoints and resuming cost
