@@ -353,7 +353,8 @@ def compiled(function, agent, adam, args):
     state, run = learner.state_dict(keep_vars=True), None
 
     def load(inputs):
-        key = asdict(args) | dict.fromkeys("env_id seed run_dir exp_name total_timesteps".split())
+        unused = f"{Run.may_change} env_id seed exp_name total_timesteps"
+        key = asdict(args) | dict.fromkeys(unused.split())
         key = key, [x.shape for x in inputs], torch.__version__, platform.node()
         key = sha256(repr(key).encode() + Path(__file__).read_bytes()).hexdigest()
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.expanduser("~/.cache/ppo")

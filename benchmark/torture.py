@@ -3,10 +3,11 @@
     python benchmark/torture.py [--runs 50] [--workers 2] [--scripts ppo_atari.py ...]
 
 Of each script: one run that nothing happens to; then runs of the same command that are killed with
-SIGKILL up to three times each, half of the times at a random instant between start and end, half of
-the times while a file is being replaced, and started again until they finish. Some compile into an
-empty cache, to be killed while they do. Then the other faults: signals, a full disk, a directory
-that vanishes, bad checkpoints, other arguments, two processes in one directory, divergence.
+SIGKILL three times each, and then finish: a fifth of the times in the first second, else after a
+random number of iterations, at a random instant or while a file is being replaced. Some find an
+empty cache, to be killed while they compile. Then the other faults: signals, a full disk, a
+directory that vanishes, bad checkpoints, other arguments, two processes in one directory,
+divergence.
 
 A run survives if it ends, says and keeps what it must, and then, asked to go on, ends with the
 bytes of the first run: episodes.csv, agent.pt, metrics.csv without its two columns of time. The
@@ -52,8 +53,8 @@ COMMANDS = {  # all but the second are long enough for their updates to be compi
     " --minibatch-size 16 --num-threads 1 --no-cuda",
 }
 DEFAULTS = {  # to measure, on runs long enough for it, what checkpoints and resuming cost
-    "ppo_continuous.py": "--env-id HalfCheetah --total-timesteps 307200",
-    "ppo_atari.py": "--env-id Breakout --total-timesteps 51200 --num-threads 1 --no-cuda",
+    "ppo_continuous.py": "--env-id HalfCheetah --total-timesteps 204800",
+    "ppo_atari.py": "--env-id Breakout --total-timesteps 25600 --num-threads 1 --no-cuda",
 }
 TIMED = """
 import runpy, sys, time
@@ -81,9 +82,8 @@ class Torture:
         cwd = self.directory("whole")
         subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
         self.finished = cwd / "run"
-        begun = time.monotonic()
+        self.total = self.iterations(self.finished)
         self.again = self.finish(self.directory("again"))
-        self.length = time.monotonic() - begun  # of a run, with its library compiled
 
     def directory(self, name):
         cwd = self.scratch / name
@@ -110,6 +110,11 @@ class Torture:
         end = time.monotonic() + seconds
         return program.until(lambda: time.monotonic() > end)
 
+    def iterations(self, run):
+        """How many rows metrics.csv has."""
+        path = run / "metrics.csv"
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
     def finish(self, cwd):
         """Goes on with a run to its end. What is wrong with it."""
         program = self.start(cwd)
@@ -121,17 +126,23 @@ class Torture:
     def killed(self, number):
         """Up to three times: (kills, kills while a file was replaced, what went wrong)."""
         rng, cwd = random.Random(f"{self.name} {number}"), self.directory(f"killed-{number}")
-        kills = replacing = 0
-        if number % 25 == 0:  # this one compiles again
+        kills, replacing, run = 0, 0, cwd / "run"
+        compiles = number % 25 == 0
+        if compiles:
             for library in Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).glob("*.so"):
                 library.unlink(missing_ok=True)
         for _ in range(3):
+            done = self.iterations(run)
             program = self.start(cwd, every=rng.choice((1, 1, 3, 9)))
-            if rng.random() < 0.5:
-                self.later(program, rng.uniform(0, self.length))
+            if rng.random() < 0.2 or (compiles and not kills):
+                self.later(program, rng.uniform(0, 10 if compiles else 1))
             else:
-                self.later(self.training(program), rng.uniform(0, 0.4 * self.length))
-                program.until(lambda run=program.run: any(run.glob("*.tmp")))
+                goal = done + rng.randint(1, max(1, (self.total - done) // 2))
+                program.until(lambda goal=goal: self.iterations(run) >= goal)
+                if rng.random() < 0.5:
+                    program.until(lambda: any(run.glob("*.tmp")))
+                else:
+                    self.later(program, rng.uniform(0, 0.1))
             code = program.wait(signal.SIGKILL)
             if code != -signal.SIGKILL:
                 break
@@ -144,7 +155,7 @@ class Torture:
         """SIGINT or SIGTERM while training: the right exit code within 30 s."""
         rng, cwd = random.Random(f"{self.name} {number}"), self.directory(f"signalled-{number}")
         signum = (signal.SIGINT, signal.SIGTERM)[number % 2]
-        program = self.later(self.training(self.start(cwd)), rng.uniform(0, 0.2 * self.length))
+        program = self.later(self.training(self.start(cwd)), rng.uniform(0, 0.5))
         sent = time.monotonic()
         code = program.wait(signum)
         seconds = time.monotonic() - sent
