@@ -266,7 +266,9 @@ def origin(name, runs):
     """How the runs were made, as a list."""
     seeds = sorted({int(r["seed"]) for r in runs})
     seconds = sum(float(r["seconds"] or 0) for r in runs)
-    lines = [f"`bash benchmark/{name}.sh`, then `python benchmark/report.py {name}`"]
+    lines = [f"`python benchmark/report.py {name}`"]
+    if (HERE / f"{name}.sh").exists():
+        lines = [f"`bash benchmark/{name}.sh`, then {lines[0]}"]
     lines += [f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; {seconds / 3600:.1f} hours of"
               " training in all, one core a run"]  # fmt: skip
     lines += [f"command of the first: `{runs[0]['command']}`"]
