@@ -320,7 +320,7 @@ def drive_split(script, task):
     if numpy_policy := getattr(module.Agent, "numpy_policy", None):
         module.Agent.numpy_policy = timed_policy
     module.Envs.step, module.Run.log = timed("env_us", module.Envs.step), log_and_stop
-    module.compiled = lambda function, args: timed("update_us", compiled(function, args))
+    module.compiled = lambda *args: timed("update_us", compiled(*args))
     sys.argv = [script, "--env-id", task, "--run-dir", "split"]
     module.main()
 
