@@ -339,7 +339,7 @@ def compiled(function, agent, adam, args):
     A child process compiles it at the first call, so that this one never holds the compiler in
     memory. The library is kept for later runs of this script with these flags.
     """
-    torch.distributions.Distribution.set_default_validate_args(False)  # that is half of its time
+    torch.distributions.Distribution.set_default_validate_args(False)  # slow, not traceable
     eager = partial(function, agent, adam, args)
     calls = args.num_iterations * args.update_epochs * args.batch_size // args.minibatch_size
     if not args.compile or calls < 200:  # which save about what compilation costs
@@ -350,7 +350,7 @@ def compiled(function, agent, adam, args):
         return torch.compile(eager, fullgraph=True, options=options)
     learner = nn.ModuleList([agent, adam])
     learner.forward = eager
-    state, run = learner.state_dict(keep_vars=True), None
+    state, run = list(learner.state_dict(keep_vars=True).values()), None
 
     def load(inputs):
         unused = f"{Run.may_change} env_id seed exp_name total_timesteps"
@@ -365,14 +365,17 @@ def compiled(function, agent, adam, args):
                 os.waitpid(child, 0)
             else:
                 build(learner, inputs, library)
-        if library.exists():
+        try:
             return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
-        print("the update is not compiled and takes twice as long")
-        return lambda inputs: [eager(*inputs[len(state) :])]
+        except RuntimeError:
+            print("the update is not compiled: twice as long, and rounded differently")
+            if library.exists():
+                library.unlink()  # it is torn
+            return lambda inputs: [eager(*inputs[len(state) :])]
 
     def step(*inputs):
         nonlocal run
-        inputs = [*state.values(), *inputs]
+        inputs = [*state, *inputs]
         run = run or load(inputs)
         return run(inputs)[0]
 
@@ -412,7 +415,8 @@ def build(learner, inputs, library):
             shutil.copy(f"{folder}/update.so", f"{library}.{os.getpid()}")
             os.replace(f"{library}.{os.getpid()}", library)
     except BaseException as error:
-        print(f"compilation failed: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+        line = f"compilation failed: {type(error).__name__}: {error}".splitlines()[0]
+        print(line, end=", ", flush=True)
     os._exit(0)
 
 
@@ -559,21 +563,20 @@ class Run:
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
         versions["threads"] = torch.get_num_threads()
-        if not self.facts:
-            commit = subprocess.run(
-                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True, text=True,
-                cwd=self.script.resolve().parent, capture_output=True,
-            ).stdout.strip()  # fmt: skip
-            facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
-            facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {"metrics.csv": open(self.dir / "metrics.csv", "a", buffering=1)}
             fcntl.lockf(self.files["metrics.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self.facts:
-                self.facts = facts
+                commit = subprocess.run(
+                    "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                    text=True, cwd=self.script.resolve().parent, capture_output=True,
+                ).stdout.strip()  # fmt: skip
+                self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
+                self.facts |= dict(versions=versions, git_commit=commit)
+                self.facts |= dict(wandb_id=os.urandom(4).hex())
                 (self.dir / self.script.name).write_bytes(self.script.read_bytes())
-                self.write_json("args.json", facts)
+                self.write_json("args.json", self.facts)
         except BlockingIOError:
             raise Stop(2, f"--run-dir {self.dir}: another process is at work on this run") from None
         except OSError as error:

@@ -253,17 +253,12 @@ def is_done(run_dir, command):
     return summary.get("status") in ("finished", "diverged") and facts.get("command") == command[1:]
 
 
-def run_of(run_dir):
-    """SETTING, TASK, SEED."""
-    return PurePosixPath(run_dir).parts[-3:]
-
-
-def listed(path):
-    """{(setting, task, seed)} of the finished and diverged runs in a runs.csv of report.py."""
+def without_listed(commands, path):
+    """commands less those whose SETTING/TASK/SEED has ended, by a runs.csv of report.py."""
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    done = [row for row in rows if row["status"] in ("finished", "diverged")]
-    return {(row["setting"], row["task"], row["seed"]) for row in done}
+        rows = [row for row in csv.DictReader(file) if row["status"] in ("finished", "diverged")]
+    listed = {(row["setting"], row["task"], row["seed"]) for row in rows}
+    return {r: c for r, c in commands.items() if PurePosixPath(r).parts[-3:] not in listed}
 
 
 def hours(seconds):
@@ -342,7 +337,7 @@ def submit(args, commands):
 
 def sweep(args, commands):
     """Runs what is left of commands. Returns the exit code."""
-    left = {r: c for r, c in commands.items() if not is_done(r, c) and run_of(r) not in args.listed}
+    left = {r: c for r, c in commands.items() if not is_done(r, c)}
     stale = [r for r in commands if r not in left and not same_script(r, commands[r])]
     print(f"{len(commands)} runs, {len(commands) - len(left)} of them done before", flush=True)
     if stale:
@@ -415,14 +410,13 @@ def main():
         for name, least in (("workers", 1), ("cpus", 0), ("gpus", 0), ("sync", 0)):
             if (value := getattr(args, name)) is not None and value < least:
                 raise ValueError(f"--{name} {value}: must be at least {least}")
+        commands = read_commands(sys.stdin)
         try:
-            args.listed = listed(args.skip) if args.skip else set()
+            commands = without_listed(commands, args.skip) if args.skip else commands
         except (OSError, KeyError) as error:
             raise ValueError(f"--skip {args.skip}: no runs.csv of report.py: {error}") from error
-        commands = read_commands(sys.stdin)
         if args.dry_run:
-            left = [c for r, c in commands.items() if run_of(r) not in args.listed]
-            print(*map(shlex.join, left), sep="\n")
+            print(*map(shlex.join, commands.values()), sep="\n")
             return 0
         if ray is None:
             raise ValueError("Ray is missing: pip install -r benchmark/requirements.txt")

@@ -57,7 +57,7 @@ DEFAULTS = {  # to measure, on runs long enough for it, what checkpoints and res
     "ppo_atari.py": "--env-id Breakout --total-timesteps 25600 --num-threads 1 --no-cuda",
 }
 TIMED = """
-import runpy, sys, time
+import sys, time
 sys.argv = sys.argv[1:]
 module = __import__(sys.argv[0][:-3])
 save, spent = module.Run.checkpoint, []

@@ -1,6 +1,7 @@
 """Whole iterations against an independent implementation, and the parts of an update."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_compiled_update_equals_eager(script, flags, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_runs_eagerly_where_compiling_does_not_pay_or_cannot_be_done(script, capfd, monkeypatch):
-    """Silently if the run is short or was told so; in two lines if there is no compiler."""
+    """Silently if the run is short or was told so; in one line if there is no compiler."""
     agent, old = script.Agent(O, A, "orthogonal", 5.0), script.Agent(O, A, "orthogonal", 5.0)
     adam = script.Adam(agent.parameters(), 1e-5)
     for flags in (dict(total_timesteps=60 * 2048), dict(compile=False)):
@@ -292,8 +293,25 @@ def test_runs_eagerly_where_compiling_does_not_pay_or_cannot_be_done(script, cap
     before = agent.log_std.clone()
     update(script, agent, minibatch_of(script, old, 64), adam, 0.1, step)
     assert (agent.log_std != before).all()
-    failed, eager = capfd.readouterr().out.splitlines()
-    assert failed.startswith("compilation failed") and "not compiled" in eager
+    line = capfd.readouterr().out
+    assert line.startswith("compilation failed") and "the update is not compiled" in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_torn_library_is_not_used_twice(script, capfd, monkeypatch, tmp_path):
+    def torn(learner, inputs, library):
+        library.write_bytes(b"\x7fELF")
+        os._exit(0)
+
+    monkeypatch.setattr(script, "build", torn)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    agent, old = script.Agent(O, A, "orthogonal", 5.0), script.Agent(O, A, "orthogonal", 5.0)
+    adam, before = script.Adam(agent.parameters(), 1e-5), agent.log_std.clone()
+    step = script.compiled(script.update, agent, adam, script.Args())
+    update(script, agent, minibatch_of(script, old, 64), adam, 0.1, step)
+    assert (agent.log_std != before).all() and not list(tmp_path.iterdir())
+    assert capfd.readouterr().out.startswith("the update is not compiled")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
