@@ -64,12 +64,16 @@ from torch.distributions import Categorical
 
 
 @dataclass(frozen=True)
-class Args:
+class Task:
     env_id: str = "Breakout"  # in any usual spelling
     total_timesteps: int = 10_000_000  # of 4 frames, rounded down to whole iterations
     seed: int = 1
 
-    # Table 5 of the paper
+
+@dataclass(frozen=True)
+class Paper:
+    """Table 5 of the paper"""
+
     num_envs: int = 8  # N, actors
     num_steps: int = 128  # T, horizon of one rollout
     learning_rate: float = 2.5e-4  # Adam's step size
@@ -85,7 +89,11 @@ class Args:
     ent_coef: float = 0.01  # c2 of eq. 9
     network: Literal["nature", "a3c"] = "nature"  # the paper cites A3C's, its code used Nature's
 
-    # (+) Not in the paper
+
+@dataclass(frozen=True)
+class Extra:
+    """(+) Not in the paper"""
+
     norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # standardise advantages over it
     bootstrap_truncated: bool = True  # a time limit ends no task: V(s_T) stands for the rest
     episodic_life: bool = True  # a life lost ends the return, though not the game
@@ -97,7 +105,9 @@ class Args:
     clip_vloss: float | None = None  # clip the change of V in the value loss to +- it
     target_kl: float | None = None  # end the update after an epoch whose mean KL exceeds it
 
-    # The run
+
+@dataclass(frozen=True)
+class Running:
     run_dir: str | None = None  # the same command continues or confirms the run that lives there
     checkpoint_every: int = 25  # iterations, and at least once a minute
     exp_name: str = Path(__file__).stem
@@ -113,6 +123,9 @@ class Args:
     wandb_project_name: str = "ppo"
     wandb_entity: str | None = None
 
+
+@dataclass(frozen=True)
+class Args(Running, Extra, Paper, Task):
     @property
     def batch_size(self):
         return self.num_envs * self.num_steps
@@ -751,7 +764,9 @@ def play(args, agent, seed, video=None):
         import imageio
 
         video.parent.mkdir(exist_ok=True)
-        imageio.mimsave(video, [f.reshape(210, 160, 3) for f in frames], duration=1000 / 15, loop=0)
+        frames = [f.reshape(210, 160, 3) for f in frames]
+        times = np.rint(np.arange(len(frames) + 1) / 15 * 100)  # GIFs count in 1/100 s
+        imageio.mimsave(video, frames, duration=list(10 * np.diff(times)), loop=0)
         screen.close()
     env.close()
     return score
@@ -779,18 +794,26 @@ def evaluate(args):
     return 0
 
 
+def flags(task: Task, paper: Paper, extra: Extra, run: Running):
+    """Args of its four parts, each a box of --help."""
+    return Args(**vars(task), **vars(paper), **vars(extra), **vars(run))
+
+
 def parse(argv):
     """Args of the command line, with 1e6 for an int too. Raises Stop in one line."""
     integral = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
     argv = [f"{float(x):.0f}" if integral.fullmatch(x) and float(x) % 1 == 0 else x for x in argv]
     with redirect_stderr(io.StringIO()) as stderr:
         try:
-            args = tyro.cli(Args, args=argv, description=__doc__)
+            config = (tyro.conf.OmitArgPrefixes,)
+            args = tyro.cli(flags, args=argv, description=__doc__, config=config)
+        except ValueError as error:
+            raise Stop(2, str(error)) from None
         except SystemExit as exit:
             if not exit.code:
                 raise
             lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
-            text = re.sub("─+|Error parsing Args:", "", " ".join(lines))
+            text = re.sub("─+", "", " ".join(lines))
             raise Stop(2, text.split("For full helptext")[0]) from None
     args = replace(args, env_id=resolve(args.env_id))
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")

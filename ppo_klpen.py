@@ -60,12 +60,16 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 
 @dataclass(frozen=True)
-class Args:
+class Task:
     env_id: str = "Hopper"  # Hopper means Hopper-v4; some_module:TheirEnv-v0 works too
     total_timesteps: int = 1_000_000  # environment steps, rounded down to whole iterations
     seed: int = 1
 
-    # Table 3 of the paper
+
+@dataclass(frozen=True)
+class Paper:
+    """Table 3 of the paper"""
+
     num_envs: int = 1  # N, actors
     num_steps: int = 2048  # T, horizon of one rollout
     learning_rate: float = 3e-4  # Adam's step size
@@ -79,7 +83,11 @@ class Args:
     vf_coef: float = 1.0  # c1 of eq. 9
     ent_coef: float = 0.0  # c2 of eq. 9
 
-    # (+) Not in the paper
+
+@dataclass(frozen=True)
+class Extra:
+    """(+) Not in the paper"""
+
     norm_obs: bool = True  # standardise observations by running moments, clip them to +-5
     norm_reward: bool = True  # divide rewards by the running std of the discounted return
     norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # standardise advantages over it
@@ -92,7 +100,9 @@ class Args:
     clip_actions: bool = False  # clip actions to the action space before env.step
     target_kl: float | None = None  # end the update after an epoch whose mean KL exceeds it
 
-    # The run
+
+@dataclass(frozen=True)
+class Running:
     run_dir: str | None = None  # the same command continues or confirms the run that lives there
     checkpoint_every: int = 25  # iterations, and at least once a minute
     exp_name: str = Path(__file__).stem
@@ -107,6 +117,9 @@ class Args:
     wandb_project_name: str = "ppo"
     wandb_entity: str | None = None
 
+
+@dataclass(frozen=True)
+class Args(Running, Extra, Paper, Task):
     @property
     def batch_size(self):
         return self.num_envs * self.num_steps
@@ -806,7 +819,9 @@ def play(args, agent, seed, video=None):
         fps = env.metadata.get("render_fps", 30)
         every = math.ceil(fps / 50)  # GIF players show at most 50 frames a second
         video.parent.mkdir(exist_ok=True)
-        imageio.mimsave(video, frames[::every], duration=1000 * every / fps, loop=0)
+        frames = frames[::every]
+        times = np.rint(np.arange(len(frames) + 1) * every / fps * 100)  # GIFs count in 1/100 s
+        imageio.mimsave(video, frames, duration=list(10 * np.diff(times)), loop=0)
     env.close()
     return score
 
@@ -833,18 +848,26 @@ def evaluate(args):
     return 0
 
 
+def flags(task: Task, paper: Paper, extra: Extra, run: Running):
+    """Args of its four parts, each a box of --help."""
+    return Args(**vars(task), **vars(paper), **vars(extra), **vars(run))
+
+
 def parse(argv):
     """Args of the command line, with 1e6 for an int too. Raises Stop in one line."""
     integral = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
     argv = [f"{float(x):.0f}" if integral.fullmatch(x) and float(x) % 1 == 0 else x for x in argv]
     with redirect_stderr(io.StringIO()) as stderr:
         try:
-            args = tyro.cli(Args, args=argv, description=__doc__)
+            config = (tyro.conf.OmitArgPrefixes,)
+            args = tyro.cli(flags, args=argv, description=__doc__, config=config)
+        except ValueError as error:
+            raise Stop(2, str(error)) from None
         except SystemExit as exit:
             if not exit.code:
                 raise
             lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
-            text = re.sub("─+|Error parsing Args:", "", " ".join(lines))
+            text = re.sub("─+", "", " ".join(lines))
             raise Stop(2, text.split("For full helptext")[0]) from None
     args = replace(args, env_id=resolve(args.env_id))
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")

@@ -598,6 +598,8 @@ def test_film_is_the_game_in_colour(whole, tmp_path, monkeypatch, capsys):
         frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
         np.testing.assert_array_equal(frames[0], game.ale.getScreenRGB())
         assert len(frames) > 10 and np.ptp(frames[-1].astype(int), axis=-1).max() > 100
+        shown = sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif))
+        assert abs(shown - 1000 * 16 / 15) <= 10  # 16 of 15 a second
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,14 @@ def test_bad_input_is_refused_in_one_line(script, flags, words, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_explains_every_flag(script, tmp_path):
-    """And where the defaults come from."""
+    """In a box for each group, and says where the defaults come from."""
     program = Program(script, tmp_path / "cwd", "--help")
     assert program.wait() == 0 and program.err == ""
     for name in script.Args.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in program.out
-    assert "Table 3" in program.out
+    _, _, task, paper, extra, run = program.out.split("╭─")
+    assert "--env-id" in task and "Table 3" in paper and "--clip-actions" in extra
+    assert "--minibatch-size" in paper and "--run-dir" in run
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
