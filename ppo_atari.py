@@ -487,7 +487,8 @@ class Envs:
         self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))
 
     def see(self, obs, info):
-        self.obs, self.lives = np.ascontiguousarray(obs.transpose(0, 2, 3, 1)), info["lives"].copy()
+        self.obs = np.stack([obs[:, i] for i in range(4)], -1)  # 5 times as fast as a transposition
+        self.lives = info["lives"].copy()
 
     def step(self, actions):
         """Rewards, dones, truncations [N]; final_obs [N, 84, 84, 4] where truncated."""

@@ -5,8 +5,8 @@
     python benchmark/report.py mujoco --from-csv     from runs.csv and curves.csv alone
     python benchmark/report.py --random-policy       makes benchmark/random_policy.csv
 
-Any NAME gets scores and learning curves; table1 also gets the statistics of the paper's Table 1,
-and atari its Table 6, with games that have no run yet marked as missing.
+Any NAME gets scores and learning curves; table1 and strict also get the statistics of the paper's
+Table 1, and atari its Table 6, with games that have no run yet marked as missing.
 The CSV files hold all that the rest is made of, so they are what to commit.
 """
 
@@ -26,6 +26,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 POINTS = 100  # of a learning curve
 RESAMPLES = 10_000
+TABLE1 = {  # sweeps whose report is a Table 1
+    "table1": "Table 1: the objectives, compared",
+    "strict": "Four rows of Table 1 by the code of July 2017",
+}
 RULES = """\
 - **Score** of a run: mean return of its last 100 training episodes (section 6.1 of the paper).
 - A run that **diverged** (a weight, loss or action ceased to be finite) counts with the score of
@@ -293,13 +297,19 @@ def gaps(runs, scores):
     return text + (f" **Not finished yet: {', '.join(missing)}.**" if missing else "")
 
 
-def scores_text(name, runs, scores):
-    """README of a sweep: a table a setting, with other people's numbers where there are some."""
+def scores_text(name, runs, scores, random):
+    """README of a sweep: one setting with other people's numbers, or several side by side."""
     others = defaultdict(dict)
     for row in read(HERE / "paper_mujoco.csv"):
         others[row["column"]][row["task"]] = row
     others = {c: x for c, x in others.items() if set(x) & {r["task"] for r in runs}}
     text = f"# {name}: score by task\n\n"
+    if len(scores) > 1:
+        label = {s: s for s in scores}
+        text += "Mean score over seeds, and below it the lowest and the highest seed.\n\n"
+        text += by_task(scores, random, label) + "\nKL[pi_old, pi] after an update:\n\n"
+        text += kl_table(runs, label) + "\n"
+        scores, others = {}, {}
     for setting, tasks in scores.items():
         head = ["task", "mean", "95% interval", "each seed", *others]
         rows = []
@@ -310,16 +320,18 @@ def scores_text(name, runs, scores):
                                others.values()])  # fmt: skip
         text += f"## {setting}\n\n{markdown(head, rows)}\n"
     text += "![learning curves](curves.png)\n\n## How to read it\n\n" + RULES.format(smooth="")
-    text += "- **95% interval**: Student's t for the mean over seeds, which assumes them normal; of"
-    text += " three\n  seeds it is wide, and it should be.\n"
+    if scores:
+        text += "- **95% interval**: Student's t for the mean over seeds, taken as normal; of three"
+        text += "\n  seeds it is wide, and it should be.\n"
     for column, rows in others.items():
         source = next(iter(rows.values()))["source"]
         text += f"- **{column}**: {source}.\n"
-    return text + f"\n{gaps(runs, scores)}\n\n## How it was made\n\n{origin(name, runs)}"
+    gap = gaps(runs, score_table(runs, random))
+    return text + f"\n{gap}\n\n## How it was made\n\n{origin(name, runs)}"
 
 
-def table1_text(runs, scores, random):
-    """README of table1."""
+def table1_text(name, runs, scores, random):
+    """README of table1, or of strict."""
     paper = {row["setting"]: row for row in read(HERE / "paper_table1.csv")}
     label = {s: paper[s]["label"] if s in paper else s for s in scores}
     rng = np.random.default_rng(0)
@@ -349,7 +361,8 @@ def table1_text(runs, scores, random):
         rows.append([*row, len(x), diverged])
     head = ["objective", "paper", "ours, best run = 1", "ours, best setting = 1", "IQM",
             "P(0.2 beats it)", "runs", "diverged"]  # fmt: skip
-    text = f"""# Table 1: the objectives, compared
+    families = "![learning curves by family](families.png)\n\n" * (name == "table1")
+    text = f"""# {TABLE1[name]}
 
 {in_words(paper, label, means, spans)}
 {markdown(head, rows)}
@@ -362,9 +375,7 @@ Mean score over seeds, and below it the lowest and the highest seed.
 {by_task(scores, random, label)}
 ![learning curves](curves.png)
 
-![learning curves by family](families.png)
-
-## Is 0.2 still the choice on a task that did not choose it?
+{families}## Is 0.2 still the choice on a task that did not choose it?
 
 Each task is held out in turn; the setting is chosen by the mean normalised score on the others.
 
@@ -400,7 +411,7 @@ leave the interval and no more, so what KL it comes to has to be measured.
 ## How it was made
 
 """
-    return text + origin("table1", runs)
+    return text + origin(name, runs)
 
 
 def atari_text(runs):
@@ -606,7 +617,8 @@ def save(plt, figure, path):
 
 def style(settings):
     """{setting: (colour, dash)}."""
-    return {s: STYLE.get(s, (CYCLE[i % 7], "-")) for i, s in enumerate(settings)}
+    dashes = "-", "--", ":"
+    return {s: STYLE.get(s, (CYCLE[i % 7], dashes[i // 7 % 3])) for i, s in enumerate(settings)}
 
 
 def family(setting):
@@ -822,7 +834,7 @@ def report(name, out):
     scores = score_table(runs, random)
     if not scores:
         return f"{out / 'runs.csv'}: no finished run"
-    if name == "table1" and (unknown := {r["task"] for r in runs} - set(random)):
+    if name in TABLE1 and (unknown := {r["task"] for r in runs} - set(random)):
         return f"benchmark/random_policy.csv: lacks {', '.join(sorted(unknown))}"
     notes = out / "notes.md"  # what a person found out, if there is such a file
     notes = "\n" + notes.read_text() if notes.exists() else ""
@@ -834,15 +846,16 @@ def report(name, out):
     order = [s for s in STYLE if s in scores] + [s for s in scores if s not in STYLE]
     scores = {s: scores[s] for s in order}
     plt, lines = pyplot(), {}
-    if name == "table1":
-        text, width = table1_text(runs, scores, random), 5
+    if name in TABLE1:
+        text, width = table1_text(name, runs, scores, random), 5
         scores_picture(plt, out / "scores.png", scores, random)
         kl_picture(plt, out / "kl.png", curves, order)
         if any(family(s) == "adaptive-kl" for s in order):
             beta_picture(plt, out / "beta.png", curves, order)
-        families_picture(plt, out / "families.png", curves, order, random, width)
+        if name == "table1":
+            families_picture(plt, out / "families.png", curves, order, random, width)
     else:
-        text, width = scores_text(name, runs, scores), 1
+        text, width = scores_text(name, runs, scores, random), 1
         looks = {"paper, Fig. 3": ("#000000", "--"), "openai/baselines ppo2": ("#D55E00", ":")}
         for row in read(HERE / "paper_mujoco.csv"):
             key = row["column"], *looks[row["column"]]

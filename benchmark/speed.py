@@ -7,9 +7,10 @@ Every run is a fresh process pinned to the same cores; programs alternate: ours,
 ours, ... Time is that of the whole process: imports, compilation into an empty cache, training,
 exit. Memory is the peak of its largest process, a C++ compiler included. All do the same work:
 MuJoCo -v4, 2048 steps, minibatches of 64, 10 epochs, two 64-64 tanh networks (Table 3); Atari
-8 games, 128 steps, minibatches of 256, 3 epochs, the Nature CNN (Table 5).
+8 games, 128 steps, minibatches of 256, 3 epochs, the Nature CNN (Table 5), ours also with --bf16.
 
-With --peer-steps the others run for fewer steps and their time is extrapolated, and marked so:
+With --peer-steps the others, with --own-steps ours, run for fewer steps and their time is
+extrapolated, and marked so:
     marginal      seconds a step between the ends of two iterations: the last one, and the one
                   a quarter of the way there (so that compiling and warming up stay out)
     start-up      whole process - steps it ran * marginal
@@ -53,8 +54,9 @@ def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--tasks", nargs="+", help="default: the paper's seven, or Breakout")
     p.add_argument("--atari", action="store_true", help="ppo_atari.py")
-    p.add_argument("--steps", type=float, default=1e6, help="cut to whole iterations")
+    p.add_argument("--steps", type=float, help="cut to whole iterations; default: 1e6, Atari 1e7")
     p.add_argument("--peer-steps", type=float, help="fewer steps for the others; extrapolate")
+    p.add_argument("--own-steps", type=float, help="fewer steps for ours; extrapolate")
     p.add_argument("--repeats", type=int, default=1)
     p.add_argument("--cores", type=int, default=1)
     p.add_argument("--cuda", action="store_true", help="let every program use the GPU")
@@ -69,9 +71,10 @@ def parse_args():
     args = p.parse_args()
     args.tasks = args.tasks or (["Breakout"] if args.atari else MUJOCO.split())
     args.batch = 8 * 128 if args.atari else 2048
-    args.steps = int(args.steps // args.batch) * args.batch
-    peer_steps = min(args.steps, args.peer_steps or args.steps)
-    args.peer_steps = int(peer_steps // args.batch) * args.batch
+    args.steps = args.steps or (1e7 if args.atari else 1e6)
+    for name in ("steps", "peer_steps", "own_steps"):
+        steps = min(args.steps, getattr(args, name) or args.steps)
+        setattr(args, name, int(steps // args.batch) * args.batch)
     return args
 
 
@@ -85,6 +88,8 @@ def programs(args):
     found = {"ours": (sys.executable, *ours)}
     if args.warm_cache:
         found["ours, warm cache"] = found["ours"]
+    if args.atari:
+        found["ours bf16"] = (sys.executable, *ours[:2], own + " --bf16")
     if args.sb3:
         sb3_line = f"--drive sb3 {{task}} {{steps}} {{seed}} {args.cores} {args.cuda}"
         needs = "torch gymnasium stable_baselines3" + " cv2 ale_py" * args.atari
@@ -117,8 +122,8 @@ def fail(message):
 def check(args, found):
     """{program: versions}; exits with 2 and one line where a run could not work."""
     cores = len(os.sched_getaffinity(0)) if PIN else os.cpu_count()
-    if args.peer_steps < 3 * args.batch:
-        fail(f"--steps and --peer-steps must be at least three iterations, {3 * args.batch}")
+    if min(args.peer_steps, args.own_steps) < 3 * args.batch:
+        fail(f"--steps, --peer-steps and --own-steps must be at least {3 * args.batch}")
     if args.repeats < 1 or not 1 <= args.cores <= cores:
         fail(f"--repeats must be at least 1, and --cores from 1 to {cores}")
     if args.out and (args.out / "speed.csv").exists():
@@ -175,7 +180,7 @@ def measure(name, task, repeat, work, args, found):
     python, script, _, line = found[name]
     python, script = os.path.abspath(shutil.which(python)), script.resolve()
     ours = name.startswith("ours")
-    steps = args.steps if ours else args.peer_steps
+    steps = args.own_steps if ours else args.peer_steps
     cwd, run = work / name, work / name / "run"
     cwd.mkdir()
     values = dict(task=task_id(name, task, args), steps=steps, seed=repeat, run=run)

@@ -175,7 +175,9 @@ def test_skips_what_a_report_has(folder):
     assert code == 2 and "--skip none.csv" in output
 
 
-@pytest.mark.parametrize("name, runs", [("mujoco", 7), ("table1", 77), ("atari", 49)])
+@pytest.mark.parametrize(
+    "name, runs", [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 24), ("atari", 49)]
+)
 def test_sweeps_list_their_runs(name, runs):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environ = os.environ | {"SEEDS": "2", "PATH": path}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What makes PPO without clipping collapse? The code of July 2017, one change at a time, on three
+# tasks whose returns have no lower bound or much room below a good policy's.
+#     bash benchmark/noclip.sh [flags of launch.py]      SEEDS=3 bash benchmark/noclip.sh
+#     python benchmark/report.py noclip
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TASKS="HalfCheetah Reacher Walker2d"
+STRICT="--no-norm-reward --no-anneal-lr --init normc --adam-eps 1e-8 --no-bootstrap-truncated"
+SETTINGS=(
+  "2017-code              ppo_noclip.py"
+  "raw-advantages         ppo_noclip.py --norm-adv none"
+  "minibatch-advantages   ppo_noclip.py --norm-adv minibatch"
+  "raw-observations       ppo_noclip.py --no-norm-obs"
+  "torch-init             ppo_noclip.py --init torch"
+  "30-epochs              ppo_noclip.py --update-epochs 30"
+  "larger-steps           ppo_noclip.py --learning-rate 1e-3"
+  "larger-steps-clipped   ppo_continuous.py --learning-rate 1e-3"
+)
+
+for seed in $(seq "${SEEDS:-2}"); do
+  for task in $TASKS; do
+    for line in "${SETTINGS[@]}"; do
+      read -r setting script flags <<< "$line"
+      echo python $script $STRICT $flags --env-id "$task" --seed "$seed" \
+        --run-dir "runs/noclip/$setting/$task/$seed"
+    done
+  done
+done | python benchmark/launch.py "$@"
