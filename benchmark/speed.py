@@ -137,9 +137,13 @@ def check(args, found):
         probe = subprocess.run(command, capture_output=True, text=True)
         if probe.returncode:
             fail(f"{name}: {python}: {(probe.stderr.splitlines() or ['failed'])[-1]}")
-        missing, versions[name] = json.loads(probe.stdout.splitlines()[-1])
+        missing, gpu, versions[name] = json.loads(probe.stdout.splitlines()[-1])
         if missing:
             fail(f"{name}: {python} lacks {', '.join(missing)}")
+        if args.cuda and not gpu:
+            for python, script, _, line in found.values():
+                print(f"would alternate, for {' '.join(args.tasks)}: {python} {script} {line}")
+            fail(f"--cuda: {name} finds no GPU, so nothing is measured")
     return versions
 
 
@@ -240,7 +244,12 @@ def drive_probe(needs, *tasks):
         import gymnasium
 
         missing = [f"the task {task}" for task in tasks if task not in gymnasium.registry]
-    print(json.dumps([missing, ", ".join(" ".join(item) for item in versions.items())]))
+    gpu = False
+    if "torch" not in missing:
+        import torch
+
+        gpu = torch.cuda.is_available()
+    print(json.dumps([missing, gpu, ", ".join(" ".join(item) for item in versions.items())]))
 
 
 def drive_sb3(task, steps, seed, cores, cuda):
