@@ -151,7 +151,7 @@ class Home:
         return self.running
 
 
-def train(home, run_dir, command, script, path, sync):
+def train(home, run_dir, command, scripts, path, sync):
     """On some machine of the cluster: a run from where it stands. Returns a status and a text."""
     calls, attempt = ThreadPoolExecutor(1), os.urandom(8).hex()
 
@@ -166,7 +166,7 @@ def train(home, run_dir, command, script, path, sync):
     write(directory, files)
     read_new(directory, seen)
     (work / command[1]).parent.mkdir(parents=True, exist_ok=True)
-    (work / command[1]).write_bytes(script)
+    (work / command[1]).write_bytes(scripts[command[1]])
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with open(log, "wb") as file:
         process = subprocess.Popen(
@@ -324,13 +324,14 @@ def submit(args, commands):
     ).stdout.strip()  # fmt: skip
     options = dict(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
     home = ray.remote(Home).options(**options).remote(os.getcwd(), commit)
-    scripts = {c[1]: ray.put(Path(c[1]).read_bytes()) for c in commands.values()}
+    # One object for all: Ray keeps the order of tasks only among those that need the same objects.
+    scripts = ray.put({name: Path(name).read_bytes() for name in {c[1] for c in commands.values()}})
     task = ray.remote(train).options(
         num_cpus=args.cpus, num_gpus=args.gpus, max_retries=LOST_WORKERS, retry_exceptions=True
     )
     path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     return home, {
-        task.remote(home, run_dir, command, scripts[command[1]], path, args.sync): run_dir
+        task.remote(home, run_dir, command, scripts, path, args.sync): run_dir
         for run_dir, command in commands.items()
     }
 

@@ -261,6 +261,11 @@ def span(ends, digits=None):
     return f"{low} to {high}" if low else "-"
 
 
+def brackets(ends):
+    """An interval of normalised scores; nothing of single seeds, which a bootstrap cannot vary."""
+    return f" ({span(ends, 2)})" if ends[0] < ends[1] else ""
+
+
 def markdown(head, rows):
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
@@ -336,6 +341,7 @@ def table1_text(name, runs, scores, random):
     label = {s: paper[s]["label"] if s in paper else s for s in scores}
     rng = np.random.default_rng(0)
     means, rows, spans = {}, [], {}
+    everything, scores = scores, common_tasks(scores)
     norm = {by: normalised(scores, random, by) for by in ("run", "setting")}
     draws = {by: {s: resample(list(n.values()), rng) for s, n in norm[by].items()} for by in norm}
     for s in scores:
@@ -343,20 +349,18 @@ def table1_text(name, runs, scores, random):
         for by in norm:
             means[by, s] = np.mean([x.mean() for x in norm[by][s].values()])
             spans[by, s] = interval(np.mean([x.mean(-1) for x in draws[by][s]], axis=0))
-            row.append(f"**{means[by, s]:.2f}** ({span(spans[by, s], 2)})")
+            row.append(f"**{means[by, s]:.2f}**{brackets(spans[by, s])}")
         x, drawn = (
             np.concatenate(list(norm["run"][s].values())),
             np.concatenate(draws["run"][s], -1),
         )
-        row.append(f"{iqm(x):.2f} ({span(interval(iqm(drawn)), 2)})")
+        row.append(f"{iqm(x):.2f}{brackets(interval(iqm(drawn)))}")
         if s == "clip-0.2" or "clip-0.2" not in scores:
             row.append("-")
         else:
-            common = [t for t in scores["clip-0.2"] if t in scores[s]]
-            p = improvement(*([scores[k][t] for t in common] for k in ("clip-0.2", s)))
-            a, b = (dict(zip(scores[k], draws["run"][k])) for k in ("clip-0.2", s))
-            ends = interval(improvement([a[t] for t in common], [b[t] for t in common]))
-            row.append(f"{p:.2f} ({span(ends, 2)})")
+            p = improvement(*(scores[k].values() for k in ("clip-0.2", s)))
+            ends = interval(improvement(draws["run"]["clip-0.2"], draws["run"][s]))
+            row.append(f"{p:.2f}{brackets(ends)}")
         diverged = sum(r["setting"] == s and r["status"] == "diverged" for r in runs)
         rows.append([*row, len(x), diverged])
     head = ["objective", "paper", "ours, best run = 1", "ours, best setting = 1", "IQM",
@@ -365,14 +369,14 @@ def table1_text(name, runs, scores, random):
     text = f"""# {TABLE1[name]}
 
 {in_words(paper, label, means, spans)}
-{markdown(head, rows)}
+{unfinished(everything, scores)}{markdown(head, rows)}
 ![scores](scores.png)
 
 ## By task
 
 Mean score over seeds, and below it the lowest and the highest seed.
 
-{by_task(scores, random, label)}
+{by_task(everything, random, label)}
 ![learning curves](curves.png)
 
 {families}## Is 0.2 still the choice on a task that did not choose it?
@@ -412,6 +416,24 @@ leave the interval and no more, so what KL it comes to has to be measured.
 
 """
     return text + origin(name, runs)
+
+
+def common_tasks(scores):
+    """scores of the tasks that every setting has, so that means are of the same tasks."""
+    tasks = set.intersection(*map(set, scores.values()))
+    return {s: {t: x for t, x in n.items() if t in tasks} for s, n in scores.items()}
+
+
+def unfinished(everything, common):
+    """What the means leave out, and how many seeds they are of."""
+    tasks = {t for n in everything.values() for t in n}
+    there = next(iter(common.values()))
+    seeds = {len(x) for n in common.values() for x in n.values()}
+    if len(there) == len(tasks) and len(seeds) == 1:
+        return ""
+    text = f"**Unfinished.** Means are of the {len(there)} tasks that every row has"
+    text += f" ({', '.join(there)}), with {min(seeds)} to {max(seeds)} seeds.\n\n"
+    return text.replace("with 1 to 1 seeds", "one seed each")
 
 
 def atari_text(runs):
@@ -511,9 +533,14 @@ def in_words(paper, label, means, spans):
     if "clip-0.2" in ours:
         place = order.index("clip-0.2") + 1
         words.append(f"The paper's best, epsilon = 0.2, is number {place} of {len(order)} here.")
-        apart = [s for s in ours if spans["run", s][1] < spans["run", "clip-0.2"][0]]
-        names = "; ".join(label[s] for s in apart) or "none"
-        words.append(f"Rows whose whole interval lies below that of epsilon = 0.2: {names}.")
+        below, above = (
+            "; ".join(
+                label[s] for s in ours if apart(spans["run", s], spans["run", "clip-0.2"]) == x
+            )
+            for x in (-1, 1)
+        )
+        words.append(f"Rows whose whole interval lies below that of epsilon = 0.2:"
+                     f" {below or 'none'}; above it: {above or 'none'}.")  # fmt: skip
     if len(rows) > 2:
         a, b = ranks([ours[s] for s in rows]), ranks([float(paper[s]["score"]) for s in rows])
         rho = np.corrcoef(a, b)[0, 1] if a.std() and b.std() else math.nan
@@ -523,11 +550,18 @@ def in_words(paper, label, means, spans):
             [label[s] for s in rows if side(float(paper[s]["score"]), spans[by, s]) == x]
             for x in (-1, 1)
         )
-        words.append(f"With best {by} = 1, ours is above the paper's number in {len(low)} rows"
-                     f" ({'; '.join(low) or 'none'}), below it in {len(high)}"
-                     f" ({'; '.join(high) or 'none'}), and the interval holds it in"
-                     f" {len(rows) - len(low) - len(high)}.")  # fmt: skip
+        held = [label[s] for s in rows if label[s] not in low + high]
+        parts = [f"{where} {'all' if len(x) == len(rows) else len(x)} rows"
+                 + f" ({'; '.join(x)})" * (len(x) < len(rows))
+                 for where, x in (("above the paper's number in", low), ("below it in", high),
+                                  ("about it, by the interval, in", held)) if x]  # fmt: skip
+        words.append(f"With best {by} = 1, ours is {', '.join(parts)}.")
     return "".join(f"- {x}\n" for x in words)
+
+
+def apart(a, b):
+    """-1, 0, 1: interval a lies below, touches, lies above b; 0 where one is a single point."""
+    return (int(a[0] > b[1]) - int(a[1] < b[0])) * (a[0] < a[1] and b[0] < b[1])
 
 
 def side(x, ends):

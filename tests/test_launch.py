@@ -192,6 +192,20 @@ def test_sweeps_list_their_runs(name, runs):
         assert setting[-1].isalpha() or setting.split("-")[-1] in command
 
 
+def test_keeps_the_order_of_the_lines(folder):
+    """Of several scripts: a sweep that is stopped has done the first seeds of all."""
+    needs_ray()
+    scripts = ["fake.py"] + ["a.py"] * 3 + ["b.py"] * 7  # as table1.sh has them
+    for script in set(scripts):
+        (folder / script).write_text(FAKE.replace("sleep(0.5)", "sleep(0.05)"))
+    runs = [(f"runs/{i}", scripts[i % 11]) for i in range(44)]
+    lines = [f"python {script} --total-timesteps 1 --run-dir {run}" for run, script in runs]
+    assert finish(launch(folder, lines, "--workers", "2"))[0] == 0
+    ended = [(folder / run / "summary.json").stat().st_mtime_ns for run, _ in runs]
+    places = sorted(range(len(runs)), key=ended.__getitem__)
+    assert all(abs(i - place) <= 3 for i, place in enumerate(places)), places
+
+
 def test_every_outcome(folder):
     """Finished, crashed once, crashed twice, diverged, misused; then what a second sweep does."""
     needs_ray()
