@@ -261,9 +261,9 @@ def span(ends, digits=None):
     return f"{low} to {high}" if low else "-"
 
 
-def brackets(ends):
-    """An interval of normalised scores; nothing of single seeds, which a bootstrap cannot vary."""
-    return f" ({span(ends, 2)})" if ends[0] < ends[1] else ""
+def brackets(ends, firm):
+    """An interval, if firm: a bootstrap cannot vary tasks of a single seed."""
+    return f" ({span(ends, 2)})" if firm else ""
 
 
 def markdown(head, rows):
@@ -342,6 +342,7 @@ def table1_text(name, runs, scores, random):
     rng = np.random.default_rng(0)
     means, rows, spans = {}, [], {}
     everything, scores = scores, common_tasks(scores)
+    firm = min(len(x) for n in scores.values() for x in n.values()) > 1
     norm = {by: normalised(scores, random, by) for by in ("run", "setting")}
     draws = {by: {s: resample(list(n.values()), rng) for s, n in norm[by].items()} for by in norm}
     for s in scores:
@@ -349,18 +350,18 @@ def table1_text(name, runs, scores, random):
         for by in norm:
             means[by, s] = np.mean([x.mean() for x in norm[by][s].values()])
             spans[by, s] = interval(np.mean([x.mean(-1) for x in draws[by][s]], axis=0))
-            row.append(f"**{means[by, s]:.2f}**{brackets(spans[by, s])}")
+            row.append(f"**{means[by, s]:.2f}**{brackets(spans[by, s], firm)}")
         x, drawn = (
             np.concatenate(list(norm["run"][s].values())),
             np.concatenate(draws["run"][s], -1),
         )
-        row.append(f"{iqm(x):.2f}{brackets(interval(iqm(drawn)))}")
+        row.append(f"{iqm(x):.2f}{brackets(interval(iqm(drawn)), firm)}")
         if s == "clip-0.2" or "clip-0.2" not in scores:
             row.append("-")
         else:
             p = improvement(*(scores[k].values() for k in ("clip-0.2", s)))
             ends = interval(improvement(draws["run"]["clip-0.2"], draws["run"][s]))
-            row.append(f"{p:.2f}{brackets(ends)}")
+            row.append(f"{p:.2f}{brackets(ends, firm)}")
         diverged = sum(r["setting"] == s and r["status"] == "diverged" for r in runs)
         rows.append([*row, len(x), diverged])
     head = ["objective", "paper", "ours, best run = 1", "ours, best setting = 1", "IQM",
@@ -368,7 +369,7 @@ def table1_text(name, runs, scores, random):
     families = "![learning curves by family](families.png)\n\n" * (name == "table1")
     text = f"""# {TABLE1[name]}
 
-{in_words(paper, label, means, spans)}
+{in_words(paper, label, means, spans, firm)}
 {unfinished(everything, scores)}{markdown(head, rows)}
 ![scores](scores.png)
 
@@ -524,7 +525,7 @@ def winners_table(games, scores, paper):
     return markdown(["PPO is", "PPO wins", "A2C", "ACER", "other winners when resampled"], rows)
 
 
-def in_words(paper, label, means, spans):
+def in_words(paper, label, means, spans, firm):
     """What reproduces and what does not, from the numbers."""
     ours = {s: means["run", s] for s in label}
     order, rows = sorted(ours, key=ours.get, reverse=True), [s for s in label if s in paper]
@@ -533,6 +534,7 @@ def in_words(paper, label, means, spans):
     if "clip-0.2" in ours:
         place = order.index("clip-0.2") + 1
         words.append(f"The paper's best, epsilon = 0.2, is number {place} of {len(order)} here.")
+    if "clip-0.2" in ours and firm:
         below, above = (
             "; ".join(
                 label[s] for s in ours if apart(spans["run", s], spans["run", "clip-0.2"]) == x
@@ -560,8 +562,8 @@ def in_words(paper, label, means, spans):
 
 
 def apart(a, b):
-    """-1, 0, 1: interval a lies below, touches, lies above b; 0 where one is a single point."""
-    return (int(a[0] > b[1]) - int(a[1] < b[0])) * (a[0] < a[1] and b[0] < b[1])
+    """-1, 0, 1: interval a lies below, touches, lies above b."""
+    return int(a[0] > b[1]) - int(a[1] < b[0])
 
 
 def side(x, ends):
@@ -882,7 +884,7 @@ def report(name, out):
     plt, lines = pyplot(), {}
     if name in TABLE1:
         text, width = table1_text(name, runs, scores, random), 5
-        scores_picture(plt, out / "scores.png", scores, random)
+        scores_picture(plt, out / "scores.png", common_tasks(scores), random)
         kl_picture(plt, out / "kl.png", curves, order)
         if any(family(s) == "adaptive-kl" for s in order):
             beta_picture(plt, out / "beta.png", curves, order)
