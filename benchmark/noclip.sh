@@ -10,6 +10,8 @@ TASKS="HalfCheetah Reacher Walker2d"
 STRICT="--no-norm-reward --no-anneal-lr --init normc --adam-eps 1e-8 --no-bootstrap-truncated"
 SETTINGS=(
   "2017-code              ppo_noclip.py"
+  "annealed-steps         ppo_noclip.py --anneal-lr"
+  "scaled-rewards         ppo_noclip.py --norm-reward"
   "raw-advantages         ppo_noclip.py --norm-adv none"
   "minibatch-advantages   ppo_noclip.py --norm-adv minibatch"
   "raw-observations       ppo_noclip.py --no-norm-obs"
