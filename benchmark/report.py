@@ -695,7 +695,7 @@ def curves_panel(ax, table, task, settings, styles, random, width, shade):
     floor = random.get(task, -math.inf) - (max(tops) - random.get(task, 0))
     if min(bottoms) < floor:  # else one that collapsed would flatten all others
         ax.set_ylim(bottom=floor)
-        ax.text(0.98, 0.02, f"lowest: {min(bottoms):,.0f}", transform=ax.transAxes, ha="right")
+        ax.text(0.02, 0.02, f"lowest: {min(bottoms):,.0f}", transform=ax.transAxes)
 
 
 def curves_picture(plt, path, curves, settings, random, lines, width):
