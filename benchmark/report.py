@@ -261,8 +261,13 @@ def span(ends, digits=None):
     return f"{low} to {high}" if low else "-"
 
 
+def has_spread(scores):
+    """Three seeds a task: of one a bootstrap has no interval, of two far too short a one."""
+    return min(len(x) for n in scores.values() for x in n.values()) > 2
+
+
 def brackets(ends, firm):
-    """An interval, if firm: a bootstrap cannot vary tasks of a single seed."""
+    """An interval, if firm."""
     return f" ({span(ends, 2)})" if firm else ""
 
 
@@ -342,14 +347,15 @@ def table1_text(name, runs, scores, random):
     rng = np.random.default_rng(0)
     means, rows, spans = {}, [], {}
     everything, scores = scores, common_tasks(scores)
-    firm = min(len(x) for n in scores.values() for x in n.values()) > 1
+    firm = has_spread(scores)
     norm = {by: normalised(scores, random, by) for by in ("run", "setting")}
     draws = {by: {s: resample(list(n.values()), rng) for s, n in norm[by].items()} for by in norm}
     for s in scores:
         row, diverged = [label[s], paper.get(s, {}).get("score", "")], 0
         for by in norm:
             means[by, s] = np.mean([x.mean() for x in norm[by][s].values()])
-            spans[by, s] = interval(np.mean([x.mean(-1) for x in draws[by][s]], axis=0))
+            drawn = np.mean([x.mean(-1) for x in draws[by][s]], axis=0)
+            spans[by, s] = interval(drawn) if firm else (means[by, s],) * 2
             row.append(f"**{means[by, s]:.2f}**{brackets(spans[by, s], firm)}")
         x, drawn = (
             np.concatenate(list(norm["run"][s].values())),
@@ -404,9 +410,9 @@ leave the interval and no more, so what KL it comes to has to be measured.
   paper does not say what the best result is: we show both readings, the best run of all on the
   task, and the best setting's mean. The random policy is the untrained one, actions from N(0, 1),
   not clipped (`benchmark/random_policy.csv`).
-- **In brackets**: 95% percentile interval of a bootstrap stratified by task, {RESAMPLES:,}
-  resamples of the seeds of each task; normalisation held fixed. It knows of no other tasks.
-  Of three seeds a bootstrap understates the spread.
+- **In brackets**, from three seeds of every task on: 95% percentile interval of a bootstrap
+  stratified by task, {RESAMPLES:,} resamples of the seeds of each task; normalisation held fixed.
+  It knows of no other tasks, and understates the spread of three seeds.
 - **IQM**: mean of the middle half of the setting's runs, best run = 1.
 - **P(0.2 beats it)**: probability that a run with epsilon = 0.2 scores more than one of this row
   on the same task, mean over tasks, ties half; 0.5 means no difference.
@@ -780,8 +786,9 @@ def scores_picture(plt, path, scores, random):
         norm = normalised(scores, random, by)
         for i, s in enumerate(settings):
             tasks = list(norm[s].values())
-            low, high = interval(np.mean([x.mean(-1) for x in resample(tasks, rng)], axis=0))
-            ax.plot([low, high], [i + shift] * 2, color=colour, linewidth=2)
+            ends = interval(np.mean([x.mean(-1) for x in resample(tasks, rng)], axis=0))
+            if has_spread(scores):
+                ax.plot(ends, [i + shift] * 2, color=colour, linewidth=2)
             ax.plot(np.mean([x.mean() for x in tasks]), i + shift, "o", color=colour)
         ax.plot([], [], "o-", color=colour, label=f"ours, best {by} = 1")
     known = [(float(paper[s]["score"]), i) for i, s in enumerate(settings) if s in paper]
