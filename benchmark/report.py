@@ -30,6 +30,11 @@ TABLE1 = {  # sweeps whose report is a Table 1
     "table1": "Table 1: the objectives, compared",
     "strict": "Four rows of Table 1 by the code of July 2017",
 }
+TITLES = TABLE1 | {
+    "mujoco": "The seven tasks by the scripts' defaults",
+    "noclip": "What makes PPO without clipping collapse?",
+}
+BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
 - **Score** of a run: mean return of its last 100 training episodes (section 6.1 of the paper).
 - A run that **diverged** (a weight, loss or action ceased to be finite) counts with the score of
@@ -313,10 +318,10 @@ def scores_text(name, runs, scores, random):
     for row in read(HERE / "paper_mujoco.csv"):
         others[row["column"]][row["task"]] = row
     others = {c: x for c, x in others.items() if set(x) & {r["task"] for r in runs}}
-    text = f"# {name}: score by task\n\n"
+    text = f"# {TITLES.get(name, f'{name}: score by task')}\n\n"
     if len(scores) > 1:
         label = {s: s for s in scores}
-        text += "Mean score over seeds, and below it the lowest and the highest seed.\n\n"
+        text += f"{BY_TASK}\n\n"
         text += by_task(scores, random, label) + "\nKL[pi_old, pi] after an update:\n\n"
         text += kl_table(runs, label) + "\n"
         scores, others = {}, {}
@@ -373,7 +378,7 @@ def table1_text(name, runs, scores, random):
     head = ["objective", "paper", "ours, best run = 1", "ours, best setting = 1", "IQM",
             "P(0.2 beats it)", "runs", "diverged"]  # fmt: skip
     families = "![learning curves by family](families.png)\n\n" * (name == "table1")
-    text = f"""# {TABLE1[name]}
+    text = f"""# {TITLES[name]}
 
 {in_words(paper, label, means, spans, firm)}
 {unfinished(everything, scores)}{markdown(head, rows)}
@@ -381,7 +386,7 @@ def table1_text(name, runs, scores, random):
 
 ## By task
 
-Mean score over seeds, and below it the lowest and the highest seed.
+{BY_TASK}
 
 {by_task(everything, random, label)}
 ![learning curves](curves.png)
@@ -581,8 +586,9 @@ def by_task(scores, random, label):
     tasks = sorted({t for n in scores.values() for t in n})
     rows = [["random policy", *(short(random.get(t, math.nan)) for t in tasks)]]
     for s, n in scores.items():
-        cells = [f"{short(n[t].mean())}<br>{span((n[t].min(), n[t].max()))}" if t in n else "-"
-                 for t in tasks]  # fmt: skip
+        cells = [f"{short(n[t].mean())}" if t in n else "-" for t in tasks]
+        cells = [f"{cell}<br>{span((n[t].min(), n[t].max()))}" if len(n.get(t, ())) > 1 else cell
+                 for cell, t in zip(cells, tasks)]  # fmt: skip
         rows.append([label[s], *cells])
     return markdown(["objective", *tasks], rows)
 
@@ -608,11 +614,12 @@ def kl_table(runs, label):
         held = [float(r["kl_held"]) for r in mine if r.get("kl_held")]
         if mine:
             held = f"{np.mean(held):.0%}" if held else ""
-            rows.append([label[s], *(f"{x:.3g}" for x in (np.median(mean), mean.max(), top.max())),
-                         held])  # fmt: skip
+            rows.append([label[s], *(short(x) if x >= 100 else f"{x:.3g}"
+                           for x in (np.median(mean), mean.max(), top.max())), held])  # fmt: skip
     head = ["objective", "mean KL of a run, median", "highest of a run", "highest of an update",
             "on target"]  # fmt: skip
-    return markdown(head, rows)
+    width = len(head) - (not any(row[-1] for row in rows))
+    return markdown(head[:width], [row[:width] for row in rows])
 
 
 # ---------------------------------------------------------------------------------- pictures
@@ -685,9 +692,9 @@ def mean_band(values, low=0.0, high=1.0):
     return out
 
 
-def curves_panel(ax, table, task, settings, styles, random, width, shade):
+def curves_panel(ax, table, task, settings, styles, random, width, shade, levels=()):
     """Return against steps on one task: mean over seeds, from the lowest to the highest."""
-    tops, bottoms = [], []
+    tops, bottoms = list(levels), []
     for s in (s for s in settings if (s, task) in table):
         steps, values = table[s, task]
         mean, low, high = mean_band(smooth(values, width))
@@ -696,12 +703,14 @@ def curves_panel(ax, table, task, settings, styles, random, width, shade):
         ax.plot(steps / 1e6, mean, dash, color=colour, linewidth=2.2 if s == "clip-0.2" else 1.3)
         tops.append(np.nanmax(high))
         bottoms.append(np.nanmin(low))
-    if not tops:
+    if not bottoms:
         return
-    floor = random.get(task, -math.inf) - (max(tops) - random.get(task, 0))
+    top = max(tops)
+    floor = random.get(task, -math.inf) - (top - random.get(task, 0))
     if min(bottoms) < floor:  # else one that collapsed would flatten all others
-        ax.set_ylim(bottom=floor)
-        ax.text(0.02, 0.02, f"lowest: {min(bottoms):,.0f}", transform=ax.transAxes)
+        ax.set_ylim(floor, top + 0.05 * (top - floor))
+        box = dict(facecolor="white", alpha=0.85, edgecolor="none", pad=1.5)
+        ax.text(0.02, 0.03, f"lowest: {min(bottoms):,.0f}", transform=ax.transAxes, bbox=box)
 
 
 def curves_picture(plt, path, curves, settings, random, lines, width):
@@ -713,7 +722,8 @@ def curves_picture(plt, path, curves, settings, random, lines, width):
     figure, axes = plt.subplots(count, columns, figsize=(3.4 * columns, 2.9 * count), squeeze=False)
     shade = 0.12 if len(settings) < 4 else 0.06
     for i, (ax, task) in enumerate(zip(axes.flat, tasks)):
-        curves_panel(ax, table, task, settings, styles, random, width, shade)
+        levels = [x[task] for x in lines.values() if task in x]
+        curves_panel(ax, table, task, settings, styles, random, width, shade, levels)
         for (_, colour, dash), x in lines.items():
             if task in x:
                 ax.axhline(x[task], color=colour, linestyle=dash)
@@ -886,7 +896,10 @@ def report(name, out):
         (out / "README.md").write_text(atari_text(runs) + notes)
         print(out / "README.md")
         return None
-    order = [s for s in STYLE if s in scores] + [s for s in scores if s not in STYLE]
+    order = [s for s in STYLE if s in scores]
+    sweep = HERE / f"{name}.sh"
+    place = sweep.read_text().find if sweep.exists() else lambda _: 0
+    order += sorted((s for s in scores if s not in STYLE), key=lambda s: place(f'"{s} '))
     scores = {s: scores[s] for s in order}
     plt, lines = pyplot(), {}
     if name in TABLE1:
