@@ -46,6 +46,7 @@ import time
 import warnings
 from collections import deque
 from contextlib import redirect_stderr
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -197,6 +198,13 @@ class Agent(nn.Module):
             x = self.hidden(x.flatten(1)).float()
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
+    def for_rollout(self):
+        """A copy with its weights laid out, and rounded, as the convolutions read them."""
+        agent = deepcopy(self).to(memory_format=torch.channels_last)
+        if self.bf16:
+            agent.convs.bfloat16(), agent.hidden.bfloat16()
+        return agent
+
 
 METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
 
@@ -235,6 +243,7 @@ def train(args, envs, run):
     adam = Adam(agent.parameters(), args.adam_eps)
     start = run.resume(agent=agent, adam=adam, rng=rng, envs=envs)
     step = compiled(update, agent, adam, args)
+    threads = torch.get_num_threads()
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -243,21 +252,25 @@ def train(args, envs, run):
     logits = torch.zeros(T, N, envs.num_actions, device=device)
     values = torch.zeros(T, N, device=device)
     actions = np.zeros((T, N), np.int64)
-    rewards, dones = np.zeros((2, T, N), np.float32)
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
-        gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
+        pi_old, gumbel = agent.for_rollout(), rng.gumbel(size=logits.shape).astype(np.float32)
+        torch.set_num_threads(max(1, threads // 2))  # the emulator has the others
         with torch.no_grad():
             for t in range(T):
-                obs[t] = tensor(envs.obs)
-                pi, values[t] = agent(obs[t])
-                logits[t] = pi.logits
-                actions[t] = (pi.logits.cpu().numpy() + gumbel[t]).argmax(-1)  # a sample of pi
-                rewards[t], dones[t], truncated, final_obs = envs.step(actions[t])
-                if args.bootstrap_truncated and truncated.any():  # (+)
-                    cut_values = agent(tensor(final_obs[truncated]))[1]
-                    rewards[t, truncated] += args.gamma * cut_values.cpu().numpy()
-            last_value = agent(tensor(envs.obs))[1].cpu().numpy()
+                for games in envs.halves:  # one half moves while the network sees the other
+                    n = games.ids
+                    obs[t, n] = tensor(games.obs())
+                    pi, values[t, n] = pi_old(obs[t, n])
+                    logits[t, n] = pi.logits
+                    actions[t, n] = (pi.logits.cpu().numpy() + gumbel[t, n]).argmax(-1)  # from pi
+                    games.send(actions[t, n])
+            rewards, dones, cuts = envs.outcomes()
+            last_value = pi_old(tensor(envs.obs()))[1].cpu().numpy()
+            if args.bootstrap_truncated:  # (+)
+                for t, n, final_obs in cuts:
+                    rewards[t, n] += args.gamma * pi_old(tensor(final_obs[None]))[1].item()
+        torch.set_num_threads(threads)
         run.check(iteration, logits=logits, values=values)
 
         # Advantages
@@ -457,76 +470,89 @@ def make_games(args, num_envs, **kwargs):
     return AtariVectorEnv(
         args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
         repeat_action_probability=args.repeat_action_probability,
-        num_threads=min(num_envs, torch.get_num_threads()), **kwargs,
+        num_threads=min(num_envs, max(1, torch.get_num_threads() // 2)), **kwargs,
     )  # fmt: skip
 
 
-class Envs:
-    """num_envs games at once; a game that ends is followed by the next in the same step.
+class Games:
+    """The games ids of a run's N; one that ends is followed by the next in the same step.
 
-    Its state is the tape, the actions since each game was last seeded, which is played again on
+    Their state is the tape, the actions since each game was last seeded, which is played again on
     resuming. A seed loads the game anew and costs 70 ms, so only a game whose tape has grown
     tape_length long is seeded again when it ends; the others go on with the emulator's generators.
     """
 
     tape_length = 8192
+    arrays = ("starts", "seedings", "lengths", "scores", "lives", "screens")
 
-    def __init__(self, args, on_episode):
-        self.args, self.on_episode, N = args, on_episode, args.num_envs
-        self.envs = make_games(args, N)
-        self.num_actions = int(self.envs.single_action_space.n)
+    def __init__(self, args, on_episode, ids):
+        self.args, self.on_episode, self.ids = args, on_episode, ids
+        self.n = ids.stop - ids.start
+        self.envs = make_games(args, self.n)
         self.global_step, self.restarted, self.tape = 0, 0, []
-        self.starts, self.seedings, self.lengths = (np.zeros(N, np.int64) for _ in range(3))
-        self.scores = np.zeros(N)
-        self.seed(np.ones(N, bool))
+        self.starts, self.seedings, self.lengths = (np.zeros(self.n, np.int64) for _ in range(3))
+        self.scores = np.zeros(self.n)
+        self.moving, self.rewards, self.dones, self.cuts = False, [], [], []
+        self.seed(np.ones(self.n, bool))
 
     def seed(self, mask):
-        """Starts games under mask [N] from seeds that depend on (seed, n, seedings) alone."""
-        key = [(self.args.seed, n, self.seedings[n]) for n in np.flatnonzero(mask)]
+        """Starts games under mask [n] from seeds that depend on (seed, id, seedings) alone."""
+        key = [(self.args.seed, self.ids.start + i, self.seedings[i]) for i in np.flatnonzero(mask)]
         seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] >> 1 for k in key])
         self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))
 
     def see(self, obs, info):
-        self.obs = np.stack([obs[:, i] for i in range(4)], -1)  # 5 times as fast as a transposition
+        # 5 times as fast as a transposition
+        self.screens = np.stack([obs[:, i] for i in range(4)], -1)
         self.lives = info["lives"].copy()
 
-    def step(self, actions):
-        """Rewards, dones, truncations [N]; final_obs [N, 84, 84, 4] where truncated."""
-        lives, self.global_step = self.lives, self.global_step + len(actions)
-        obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        over = terminated | truncated
-        final_obs = info["final_obs"].transpose(0, 2, 3, 1) if over.any() else None
-        self.see(obs, info)
+    def send(self, actions):
+        """Starts a step."""
+        self.envs.send(actions)
         self.tape.append(actions.astype(np.uint8))
+        self.moving = True
+
+    def obs(self):
+        """What there is to see [n, 84, 84, 4], once the step is done and its outcome noted."""
+        if self.moving:
+            self.receive()
+        return self.screens
+
+    def receive(self):
+        lives, self.moving = self.lives, False
+        self.global_step += self.args.num_envs
+        obs, rewards, terminated, truncated, info = self.envs.recv()
+        over = terminated | truncated
+        for i in np.flatnonzero(truncated):
+            last = info["final_obs"][i].transpose(1, 2, 0).copy()
+            self.cuts.append((len(self.dones), self.ids.start + i, last))
+        self.see(obs, info)
         self.scores += rewards
         self.lengths += 1
-        for n in np.flatnonzero(over):
-            self.on_episode(self.global_step, float(self.scores[n]), int(self.lengths[n]))
+        for i in np.flatnonzero(over):
+            self.on_episode(self.global_step, float(self.scores[i]), int(self.lengths[i]))
         life_lost = (self.lives < lives) & (self.lives > 0) & self.args.episodic_life  # (+)
-        dones = (over | life_lost).astype(np.float32)
+        self.dones.append(over | life_lost)
+        self.rewards.append(np.sign(rewards) if self.args.clip_rewards else rewards.copy())  # (+)
         self.scores[over] = self.lengths[over] = 0
         long = over & (len(self.tape) - self.starts >= self.tape_length)
         if long.any():
             self.starts[long], self.seedings[long] = len(self.tape), self.seedings[long] + 1
             self.seed(long)
-        rewards = np.sign(rewards) if self.args.clip_rewards else rewards  # (+)
-        return rewards.astype(np.float32), dones, truncated, final_obs
 
     def state_dict(self):
         begin = int(self.starts.min())
         self.tape, self.starts = self.tape[begin:], self.starts - begin
         state = {k: torch.tensor(getattr(self, k)) for k in self.arrays}
-        tape = torch.from_numpy(np.array(self.tape, np.uint8).reshape(-1, self.args.num_envs))
+        tape = torch.from_numpy(np.array(self.tape, np.uint8).reshape(-1, self.n))
         return state | {"tape": tape, "global_step": self.global_step, "restarted": self.restarted}
-
-    arrays = ("starts", "seedings", "lengths", "scores", "lives", "obs")
 
     def load_state_dict(self, state):
         self.global_step, self.restarted = state["global_step"], state["restarted"]
         saved = {k: state[k].numpy() for k in self.arrays}
         self.starts, self.seedings = saved["starts"], saved["seedings"]
         self.tape = list(state["tape"].numpy())
-        self.seed(np.ones(self.args.num_envs, bool))
+        self.seed(np.ones(self.n, bool))
         for t, actions in enumerate([*self.tape, None]):
             if t and (self.starts == t).any():
                 self.seed(self.starts == t)
@@ -534,10 +560,47 @@ class Envs:
                 obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
                 self.see(obs, info)
         self.scores, self.lengths = saved["scores"], saved["lengths"]
-        for n in range(self.args.num_envs):
-            if not np.array_equal(self.obs[n], saved["obs"][n]):
-                print(f"game {n} does not repeat itself: this run does not go on bit for bit")
+        for i in range(self.n):
+            if not np.array_equal(self.screens[i], saved["screens"][i]):
+                print(f"game {self.ids.start + i} does not repeat itself: not bit for bit from now")
                 self.restarted += 1
+
+
+class Envs:
+    """num_envs games, in two halves that move in turn."""
+
+    def __init__(self, args, on_episode):
+        ids = np.array_split(range(args.num_envs), min(2, args.num_envs))
+        self.halves = [Games(args, on_episode, slice(i[0], i[-1] + 1)) for i in ids]
+        self.num_actions = int(self.halves[0].envs.single_action_space.n)
+
+    def obs(self):
+        return np.concatenate([games.obs() for games in self.halves])
+
+    def outcomes(self):
+        """Since the last call: rewards, dones [T, N]; of games that time cut (t, id, final obs)."""
+        self.obs()
+        rewards = np.hstack([games.rewards for games in self.halves]).astype(np.float32)
+        dones = np.hstack([games.dones for games in self.halves]).astype(np.float32)
+        cuts = [cut for games in self.halves for cut in games.cuts]
+        for games in self.halves:
+            games.rewards, games.dones, games.cuts = [], [], []
+        return rewards, dones, cuts
+
+    @property
+    def global_step(self):
+        return self.halves[-1].global_step
+
+    @property
+    def restarted(self):
+        return sum(games.restarted for games in self.halves)
+
+    def state_dict(self):
+        return {"halves": [games.state_dict() for games in self.halves]}
+
+    def load_state_dict(self, state):
+        for games, half in zip(self.halves, state["halves"]):
+            games.load_state_dict(half)
 
 
 class Run:

@@ -301,7 +301,10 @@ def drive_physics(script, run):
 
 
 def drive_split(script, task):
-    """Prints microseconds a step in Envs.step, the actor and update(): iterations 6 to 25."""
+    """Prints microseconds a step in environments, actor and update(): iterations 6 to 25.
+
+    On Atari those of the environments are what the rest waited for them.
+    """
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("script", script)
@@ -321,6 +324,9 @@ def drive_split(script, task):
         mean, std = numpy_policy(agent)
         return timed("act_us", mean), std
 
+    def timed_copy(agent):
+        return timed("act_us", for_rollout(agent))
+
     def log_and_stop(run, iteration, **metrics):
         log(run, iteration, **metrics)
         if iteration == 5:
@@ -333,7 +339,11 @@ def drive_split(script, task):
     compiled, log = module.compiled, module.Run.log
     if numpy_policy := getattr(module.Agent, "numpy_policy", None):
         module.Agent.numpy_policy = timed_policy
-    module.Envs.step, module.Run.log = timed("env_us", module.Envs.step), log_and_stop
+        module.Envs.step = timed("env_us", module.Envs.step)
+    if for_rollout := getattr(module.Agent, "for_rollout", None):
+        module.Agent.for_rollout = timed_copy
+        module.Games.obs = timed("env_us", module.Games.obs)
+    module.Run.log = log_and_stop
     module.compiled = lambda *args: timed("update_us", compiled(*args))
     sys.argv = [script, "--env-id", task, "--run-dir", "split"]
     module.main()

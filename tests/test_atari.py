@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import ale_py
 import gymnasium as gym
@@ -140,9 +141,18 @@ class Player:
         self.envs = ppo_atari.Envs(self.args, lambda *row: self.episodes.append(row))
 
     def step(self):
+        """Actions, rewards, dones [N] and {n: final obs} of games that ran out of time."""
         any_action = self.rng.integers(self.envs.num_actions, size=self.N)
         actions = np.where(self.rng.random(self.N) < 0.5, 1, any_action)
-        return actions, self.envs.step(actions)
+        for games in self.envs.halves:
+            games.send(actions[games.ids])
+        (rewards,), (dones,), cuts = self.envs.outcomes()
+        assert all(t == 0 for t, _, _ in cuts)
+        return actions, rewards, dones, {n: final_obs for _, n, final_obs in cuts}
+
+    def close(self):
+        for games in self.envs.halves:
+            games.envs.close()
 
     def follows(self, games, steps, again=None):
         """Asserts that Envs equals games in every transition. Returns how often what was seen.
@@ -150,34 +160,36 @@ class Player:
         again(n) is the game after a game n that has ended; without it, game n starts once more.
         """
         seen, episodes, score, length = Counter(), [], np.zeros(self.N), np.zeros(self.N, int)
-        assert all(game.shows(obs) for game, obs in zip(games, self.envs.obs))
+        assert all(game.shows(obs) for game, obs in zip(games, self.envs.obs()))
         for step in range(1, steps + 1):
             lives = [game.lives for game in games]
-            actions, (rewards, dones, truncated, final_obs) = self.step()
+            actions, rewards, dones, cuts = self.step()
+            screens = self.envs.obs()
+            lives_now = np.concatenate([half.lives for half in self.envs.halves])
             for n, action in enumerate(actions):
                 reward = games[n].step(action)
                 score[n], length[n] = score[n] + reward, length[n] + 1
                 end, lost = games[n].over or games[n].cut, 0 < games[n].lives < lives[n]
                 done = end or lost and self.args.episodic_life
                 assert rewards[n] == (np.sign(reward) if self.args.clip_rewards else reward)
-                assert dones[n] == done and truncated[n] == (games[n].cut and not games[n].over)
+                assert dones[n] == done and (n in cuts) == (games[n].cut and not games[n].over)
                 last = games[n].lives == 0 < lives[n] and not end
                 kinds = dict(over=games[n].over, cut=games[n].cut, lost=lost, last=last)
                 seen.update(points=int(abs(reward)), **{k: int(x) for k, x in kinds.items()})
                 if end:
-                    assert games[n].shows(final_obs[n])
+                    assert n not in cuts or games[n].shows(cuts[n])
                     episodes.append((self.N * step, score[n], length[n]))
                     score[n] = length[n] = 0
                     games[n] = again(n) if again else games[n].start()
-                assert games[n].shows(self.envs.obs[n]) and games[n].lives == self.envs.lives[n]
-        self.envs.envs.close()
+                assert games[n].shows(screens[n]) and games[n].lives == lives_now[n]
+        self.close()
         assert self.episodes == episodes
         return seen
 
 
 def assert_plays_as(reference, name):
     long = name in ("pong", "freeway")  # games, of one life
-    N = 1 if long else 2
+    N = 1 if long else 3
     games = games_of(reference, name, num_envs=N)
     seen = Player(N, env_id=name).follows(games, STEPS[name])
     assert seen["over"] >= N and seen["points"] and (seen["lost"] > 2 * seen["over"]) != long
@@ -221,7 +233,7 @@ def test_time_limit_truncates(name, monkeypatch):
 
 def test_a_game_after_a_long_tape_has_a_new_seed(monkeypatch):
     """Which is a function of the run's seed, the game and how often that was seeded before."""
-    monkeypatch.setattr(ppo_atari.Envs, "tape_length", 1)
+    monkeypatch.setattr(ppo_atari.Games, "tape_length", 1)
     seedings = Counter()
 
     def again(n):
@@ -234,40 +246,39 @@ def test_a_game_after_a_long_tape_has_a_new_seed(monkeypatch):
 @pytest.mark.parametrize("name, sticky", [("breakout", 0.25), ("qbert", 0.0), ("seaquest", 0.0)])
 def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monkeypatch):
     """One Envs plays on; the other is saved and built anew, at reseedings and between them."""
-    monkeypatch.setattr(ppo_atari.Envs, "tape_length", 150)
-    flags = dict(env_id=name, repeat_action_probability=sticky)
+    monkeypatch.setattr(ppo_atari.Games, "tape_length", 150)
+    flags = dict(env_id=name, repeat_action_probability=sticky, num_envs=3)
     whole, broken = Player(**flags), Player(**flags)
     for step in range(450):
-        if step == 300 or len(broken.envs.tape) == broken.envs.starts[0]:
+        if step == 300 or any(len(half.tape) == half.starts[0] for half in broken.envs.halves):
             file = io.BytesIO()
             torch.save(broken.envs.state_dict(), file)
             file.seek(0)
-            broken.envs.envs.close()
-            broken.envs = ppo_atari.Envs(broken.args, broken.envs.on_episode)
+            broken.close()
+            broken.envs = ppo_atari.Envs(broken.args, broken.envs.halves[0].on_episode)
             broken.envs.load_state_dict(torch.load(file, weights_only=True))
-        (_, expected), (_, result) = whole.step(), broken.step()
-        for x, y in zip((*result[:3], broken.envs.obs), (*expected[:3], whole.envs.obs)):
+        for x, y in zip((*broken.step(), broken.envs.obs()), (*whole.step(), whole.envs.obs())):
             np.testing.assert_array_equal(x, y)
-        over = [length == 0 for length in whole.envs.lengths]
-        if any(over):
-            np.testing.assert_array_equal(result[3][over], expected[3][over])
     assert broken.episodes == whole.episodes
-    states = [player.envs.state_dict() for player in (broken, whole)]
-    for key, x in states[1].items():
-        np.testing.assert_array_equal(states[0][key], x)
-    assert states[0]["restarted"] == 0 and states[0]["global_step"] == 900
-    assert max(states[0]["seedings"]) >= 1 and len(set(states[0]["starts"].tolist())) == 2
+    assert broken.envs.global_step == 1350 and broken.envs.restarted == 0
+    states = [player.envs.state_dict()["halves"] for player in (broken, whole)]
+    for ours, theirs in zip(*states):
+        for key, x in theirs.items():
+            np.testing.assert_array_equal(ours[key], x)
+    first, _ = states[0]
+    assert max(first["seedings"]) >= 1 and len(set(first["starts"].tolist())) == 2
     for player in (whole, broken):
-        player.envs.envs.close()
+        player.close()
 
 
 def test_a_game_that_does_not_repeat_itself_is_reported(capsys):
-    envs = Player(env_id="breakout").envs
-    state = envs.state_dict()
-    state["obs"][1] += 1
-    envs.load_state_dict(state)
-    assert envs.restarted == 1 and "game 1 does not repeat itself" in capsys.readouterr().out
-    envs.envs.close()
+    player = Player(env_id="breakout")
+    state = player.envs.state_dict()
+    state["halves"][1]["screens"][0] += 1
+    player.envs.load_state_dict(state)
+    assert player.envs.restarted == 1
+    assert "game 1 does not repeat itself" in capsys.readouterr().out
+    player.close()
 
 
 def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
@@ -277,20 +288,27 @@ def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
         env_id="breakout", num_envs=2, num_steps=20, minibatch_size=40, total_timesteps=40,
         learning_rate=0.0, network="a3c", init="torch", cuda=False,
     )  # fmt: skip
-    envs, played, given = ppo_atari.Envs(args, lambda *_: None), [], []
-    step, gae = envs.step, ppo_atari.gae
-    envs.step = lambda actions: played.append(step(actions)) or played[-1]
+    envs, given = ppo_atari.Envs(args, lambda *_: None), []
+    outcomes, gae = envs.outcomes, ppo_atari.gae
+    rewards, dones, cuts = None, None, None
+
+    def noted_outcomes():
+        nonlocal rewards, dones, cuts
+        rewards, dones, cuts = outcomes()
+        return rewards.copy(), dones, cuts
+
+    envs.outcomes = noted_outcomes
     monkeypatch.setattr(ppo_atari, "gae", lambda *x: given.append(x) or gae(*x))
     agent = ppo_atari.train(args, envs, Notes())
-    expected = np.array([rewards for rewards, *_ in played])
-    for t, (_, dones, truncated, final_obs) in enumerate(played):
-        assert (truncated == dones).all() and truncated.all() == (t % 8 == 7)
-        if truncated.any():
-            with torch.no_grad():
-                expected[t] += 0.99 * agent(torch.from_numpy(final_obs.copy()))[1].numpy()
-    np.testing.assert_allclose(given[0][0], expected, rtol=1e-5, atol=1e-6)
-    assert np.count_nonzero(expected) >= 4
-    envs.envs.close()
+    assert [(t, n) for t, n, _ in cuts] == [(7, 0), (15, 0), (7, 1), (15, 1)]
+    assert np.argwhere(dones).tolist() == [[7, 0], [7, 1], [15, 0], [15, 1]]
+    for t, n, final_obs in cuts:
+        with torch.no_grad():
+            rewards[t, n] += 0.99 * agent(torch.from_numpy(final_obs[None]))[1].item()
+    np.testing.assert_allclose(given[0][0], rewards, rtol=1e-5, atol=1e-6)
+    assert np.count_nonzero(rewards) >= 4
+    for games in envs.halves:
+        games.envs.close()
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -334,14 +352,18 @@ def screens(*shape):
 
 @pytest.mark.parametrize("kind, size", [("nature", 1_687_719), ("a3c", 677_943)])
 def test_agent_equals_a_reference(kind, size):
-    """And convolving in bfloat16 makes a difference, but a small one."""
+    """So does its copy for the rollout; bfloat16 makes a difference, but a small one."""
     torch.manual_seed(1)
     agent, obs = ppo_atari.Agent(6, kind, "torch", False), screens(5)
     with torch.no_grad():
         (pi, value), expected = agent(obs), network(agent.state_dict(), obs)
+        packed = agent.for_rollout()(obs)
         agent.bf16 = True
-        rough = agent(obs)
+        rough, packed_rough = agent(obs), agent.for_rollout()(obs)
     assert pi.logits.shape == (5, 6) and value.shape == (5,)
+    for (p, v), (q, w), tolerance in (((pi, value), packed, 1e-5), (rough, packed_rough, 2e-3)):
+        torch.testing.assert_close(q.logits, p.logits, atol=tolerance, rtol=0)
+        torch.testing.assert_close(w, v, atol=tolerance, rtol=0)
     for x, y, z in zip((pi.logits, value), (rough[0].logits, rough[1]), expected):
         torch.testing.assert_close(x.double(), z, atol=1e-5, rtol=1e-5)
         assert y.dtype == torch.float32
@@ -355,20 +377,39 @@ class Tape:
     num_actions = 3
 
     def __init__(self, num_envs):
-        self.rng, self.N, self.played = np.random.default_rng(1), num_envs, []
-        self.obs = self.screens()
+        self.rng, self.N = np.random.default_rng(1), num_envs
+        self.played, self.told, self.actions = [], 0, np.zeros(num_envs, int)
+        self.screens = self.draw()
+        ids = slice(0, num_envs // 2), slice(num_envs // 2, num_envs)
+        self.halves = [
+            SimpleNamespace(ids=i, obs=partial(self.obs, i), send=partial(self.send, i))
+            for i in ids
+        ]
 
-    def screens(self):
+    def draw(self):
         return self.rng.integers(0, 256, (self.N, 84, 84, 4), dtype=np.uint8)
+
+    def obs(self, ids=slice(None)):
+        return self.screens[ids]
+
+    def send(self, ids, actions):
+        self.actions[ids] = actions
+        if ids.stop == self.N:
+            self.step(self.actions)
 
     def step(self, actions):
         rewards = self.rng.integers(-1, 2, self.N).astype(np.float32)
         dones = (self.rng.random(self.N) < 0.3).astype(np.float32)
         truncated = (dones > 0) & (self.rng.random(self.N) < 0.7)
-        results = rewards, dones, truncated, self.screens()
-        self.played.append((self.obs, actions.copy(), *results))
-        self.obs = self.screens()
-        return results
+        results = rewards, dones, truncated, self.draw()
+        self.played.append((self.screens, actions.copy(), *results))
+        self.screens = self.draw()
+
+    def outcomes(self):
+        _, _, rewards, dones, truncated, final_obs = zip(*self.played[self.told :])
+        self.told = len(self.played)
+        cuts = [(t, n, final_obs[t][n]) for t, n in np.argwhere(truncated)]
+        return np.array(rewards), np.array(dones), cuts
 
 
 def reference(args, w):
@@ -385,7 +426,7 @@ def reference(args, w):
         logp, values, rewards, dones = [], [], [], []
         with torch.no_grad():
             for t in range(T):
-                logits, value = network(w, tape.obs)
+                logits, value = network(w, tape.screens)
                 tape.step((logits.numpy() + noise[t]).argmax(-1))
                 *_, reward, done, truncated, final_obs = tape.played[-1]
                 cut_value = args.gamma * truncated * network(w, final_obs)[1].numpy()
@@ -393,7 +434,7 @@ def reference(args, w):
                 rewards.append(reward + args.bootstrap_truncated * cut_value)
                 logp.append(logits)
                 values.append(value.numpy())
-            last_value = network(w, tape.obs)[1].numpy()
+            last_value = network(w, tape.screens)[1].numpy()
         obs, actions = (np.concatenate(x) for x in list(zip(*tape.played[-T:]))[:2])
         old_logp = torch.cat(logp)[range(T * N), actions]
         rollout = np.array(rewards), np.array(values), np.array(dones), last_value
@@ -527,6 +568,9 @@ def test_actions_are_independent_samples_of_pi(monkeypatch):
         def forward(self, obs):
             zero = 0 * self.logits.sum().expand(len(obs))
             return torch.distributions.Categorical(logits=self.logits + zero[:, None]), zero
+
+        def for_rollout(self):
+            return self
 
     monkeypatch.setattr(ppo_atari, "Agent", Constant)
     flags = dict(learning_rate=0.0, update_epochs=1, minibatch_size=1000, total_timesteps=8000)
