@@ -139,6 +139,11 @@ class Args(Running, Extra, Paper, Task):
     def num_iterations(self):
         return self.total_timesteps // self.batch_size
 
+    @property
+    def compiles(self):
+        calls = self.num_iterations * self.update_epochs * self.batch_size // self.minibatch_size
+        return self.compile and calls >= 200  # which save about what compilation costs
+
     def __post_init__(self):
         for name, x in vars(self).items():
             low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
@@ -199,7 +204,7 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
     def for_rollout(self):
-        """A copy with its weights laid out, and rounded, as the convolutions read them."""
+        """A copy that keeps its weights laid out, and rounded, as the convolutions read them."""
         agent = deepcopy(self).to(memory_format=torch.channels_last)
         if self.bf16:
             agent.convs.bfloat16(), agent.hidden.bfloat16()
@@ -243,7 +248,8 @@ def train(args, envs, run):
     adam = Adam(agent.parameters(), args.adam_eps)
     start = run.resume(agent=agent, adam=adam, rng=rng, envs=envs)
     step = compiled(update, agent, adam, args)
-    threads = torch.get_num_threads()
+    pi_old, threads = agent.for_rollout(), torch.get_num_threads()
+    act = graphed(pi_old, args)
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -254,14 +260,15 @@ def train(args, envs, run):
     actions = np.zeros((T, N), np.int64)
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
-        pi_old, gumbel = agent.for_rollout(), rng.gumbel(size=logits.shape).astype(np.float32)
+        pi_old.load_state_dict(agent.state_dict())
+        gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
         torch.set_num_threads(max(1, threads // 2))  # the emulator has the others
         with torch.no_grad():
             for t in range(T):
                 for games in envs.halves:  # one half moves while the network sees the other
                     n = games.ids
                     obs[t, n] = tensor(games.obs())
-                    pi, values[t, n] = pi_old(obs[t, n])
+                    pi, values[t, n] = act(obs[t, n])
                     logits[t, n] = pi.logits
                     actions[t, n] = (pi.logits.cpu().numpy() + gumbel[t, n]).argmax(-1)  # from pi
                     games.send(actions[t, n])
@@ -367,8 +374,7 @@ def compiled(function, agent, adam, args):
     """
     torch.distributions.Distribution.set_default_validate_args(False)  # slow, not traceable
     eager = partial(function, agent, adam, args)
-    calls = args.num_iterations * args.update_epochs * args.batch_size // args.minibatch_size
-    if not args.compile or calls < 200:  # which save about what compilation costs
+    if not args.compiles:
         return eager
     if args.device.type == "cuda":
         torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
@@ -406,6 +412,13 @@ def compiled(function, agent, adam, args):
         return run(inputs)[0]
 
     return step
+
+
+def graphed(policy, args):
+    """policy, on a GPU as one CUDA graph, whose results last until the next call."""
+    if not args.compiles or args.device.type != "cuda":
+        return policy
+    return torch.compile(policy, fullgraph=True, mode="reduce-overhead")
 
 
 def build(learner, inputs, library):

@@ -324,8 +324,8 @@ def drive_split(script, task):
         mean, std = numpy_policy(agent)
         return timed("act_us", mean), std
 
-    def timed_copy(agent):
-        return timed("act_us", for_rollout(agent))
+    def timed_policy_on_pixels(*args):
+        return timed("act_us", graphed(*args))
 
     def log_and_stop(run, iteration, **metrics):
         log(run, iteration, **metrics)
@@ -340,8 +340,8 @@ def drive_split(script, task):
     if numpy_policy := getattr(module.Agent, "numpy_policy", None):
         module.Agent.numpy_policy = timed_policy
         module.Envs.step = timed("env_us", module.Envs.step)
-    if for_rollout := getattr(module.Agent, "for_rollout", None):
-        module.Agent.for_rollout = timed_copy
+    if graphed := getattr(module, "graphed", None):
+        module.graphed = timed_policy_on_pixels
         module.Games.obs = timed("env_us", module.Games.obs)
     module.Run.log = log_and_stop
     module.compiled = lambda *args: timed("update_us", compiled(*args))

@@ -550,10 +550,29 @@ def test_compiled_update_equals_eager(device, bf16, tmp_path, monkeypatch):
     torch.compiler.reset()
 
 
+def test_graphed_policy_follows_the_agent(monkeypatch):
+    """On a GPU; here the graph is compiled for the CPU. It sees the two halves of a batch."""
+    monkeypatch.setattr(ppo_atari.Args, "device", torch.device("cuda"))
+    agent, obs = ppo_atari.Agent(4, "a3c", "orthogonal", False), screens(2, 6)
+    pi_old = agent.for_rollout()
+    act = ppo_atari.graphed(pi_old, ppo_atari.Args())
+    assert act is not pi_old
+    with torch.no_grad():
+        for scale, n in ((1.0, slice(0, 3)), (3.0, slice(3, 6))):
+            for p in agent.parameters():
+                p.mul_(scale)
+            pi_old.load_state_dict(agent.state_dict())
+            (pi, value), (expected_pi, expected_value) = act(obs[0, n]), agent(obs[0, n])
+            torch.testing.assert_close(pi.logits, expected_pi.logits, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(value, expected_value, atol=1e-5, rtol=1e-4)
+    torch.compiler.reset()
+
+
 def test_short_runs_are_not_compiled():
     """16 iterations of 3 * 4 minibatches are 192 updates, too few to repay it."""
     for flags in (dict(total_timesteps=16 * 1024), dict(compile=False)):
         assert ppo_atari.compiled(len, None, None, ppo_atari.Args(**flags)).func is len
+        assert ppo_atari.graphed(len, ppo_atari.Args(**flags)) is len
 
 
 def test_actions_are_independent_samples_of_pi(monkeypatch):
