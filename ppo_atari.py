@@ -515,8 +515,7 @@ class Games:
         self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))
 
     def see(self, obs, info):
-        # 5 times as fast as a transposition
-        self.screens = np.stack([obs[:, i] for i in range(4)], -1)
+        self.screens = np.stack([*obs.transpose(1, 0, 2, 3)], -1)  # 5 times as fast as transposed
         self.lives = info["lives"].copy()
 
     def send(self, actions):
@@ -532,6 +531,7 @@ class Games:
         return self.screens
 
     def receive(self):
+        """Waits for the end of the step and notes its outcome."""
         lives, self.moving = self.lives, False
         self.global_step += self.args.num_envs
         obs, rewards, terminated, truncated, info = self.envs.recv()
