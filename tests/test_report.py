@@ -182,6 +182,9 @@ def test_what_counts_as_a_score(runs):
     scores = report.score_table(rows, {"Hopper": 18.0})
     assert len(scores["clip-0.2"]["Hopper"]) == 3  # none that is unfinished
     assert scores["no-clip"]["Hopper"][2] == -1e6  # diverged: what it had
+    whole = report.score_table(rows, {}, "score_all")["clip-0.2"]["Hopper"]
+    means = [0.25 * (-100 + score) + 0.5 * score for score in (1800, 1600, 1400)]
+    assert whole == pytest.approx(means)
     diverged = [r | {"score": ""} for r in rows if r["status"] == "diverged"]  # no episode at all
     assert report.score_table(diverged, {"Hopper": 18.0})["no-clip"]["Hopper"].tolist() == [18]
 
