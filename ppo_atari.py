@@ -262,7 +262,7 @@ def train(args, envs, run):
         # Rollout: N actors run pi_old for T steps
         pi_old.load_state_dict(agent.state_dict())
         gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
-        torch.set_num_threads(max(1, threads // 2))  # the emulator has the others
+        torch.set_num_threads(max(1, threads // 2))  # the emulator moves the other half
         with torch.no_grad():
             for t in range(T):
                 for games in envs.halves:  # one half moves while the network sees the other
@@ -488,7 +488,7 @@ def make_games(args, num_envs, **kwargs):
     return AtariVectorEnv(
         args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
         repeat_action_probability=args.repeat_action_probability,
-        num_threads=min(num_envs, max(1, torch.get_num_threads() // 2)), **kwargs,
+        num_threads=min(num_envs, torch.get_num_threads()), **kwargs,
     )  # fmt: skip
 
 
