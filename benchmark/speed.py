@@ -185,11 +185,12 @@ def measure(name, task, repeat, work, args, found):
     python, script = os.path.abspath(shutil.which(python)), script.resolve()
     ours = name.startswith("ours")
     steps = args.own_steps if ours else args.peer_steps
-    cwd, run = work / name, work / name / "run"
+    cwd = work / name.replace(" ", "-")  # compilers stumble over spaces
     cwd.mkdir()
+    run = cwd / "run"
     values = dict(task=task_id(name, task, args), steps=steps, seed=repeat, run=run)
     command = [python, script, *(word.format(**values) for word in line.split())]
-    cache = work / f"cache-{name.split(',')[0]}"  # "ours, warm cache" finds that of ours
+    cache = work / f"cache-{cwd.name.split(',')[0]}"  # "ours, warm cache" finds that of ours
     cache.mkdir(exist_ok=True)
     env = dict(TORCHINDUCTOR_CACHE_DIR=str(cache), TMPDIR=str(cache))  # headers go to TMPDIR
     env |= dict(WANDB_MODE="disabled", PYTHONUNBUFFERED="1")
@@ -204,6 +205,9 @@ def measure(name, task, repeat, work, args, found):
         step = ends[-1][0] if ends else 0
         print(f"{name}, {task}: exit code {code} after step {step}:\n{tail}", file=sys.stderr)
         return None
+    if ours and not args.cuda and not any(cache.glob("*.so")):
+        print(f"{name}, {task}: the update was not compiled:\n{tail}", file=sys.stderr)
+        return None
     quarter = len(ends) // 4
     steps_between = steps - ends[quarter][0]
     marginal = (ends[-1][1] - ends[quarter][1]) / steps_between
@@ -215,7 +219,7 @@ def measure(name, task, repeat, work, args, found):
         peak_mib=usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         cpu_s=usage.ru_utime + usage.ru_stime,
     )  # fmt: skip
-    drives = {"split": [task]} if ours else {}
+    drives = {"split": [task, *line.split()[-1:] * ("bf16" in name)]} if ours else {}
     if ours and not args.atari:
         drives["physics"] = [run]
     for drive, what in drives.items():
@@ -300,7 +304,7 @@ def drive_physics(script, run):
     print("\n" + json.dumps({"mj_step_us": 1e6 * sum(spent) / len(spent)}))
 
 
-def drive_split(script, task):
+def drive_split(script, task, *flags):
     """Prints microseconds a step in environments, actor and update(): iterations 6 to 25.
 
     On Atari those of the environments are what the rest waited for them.
@@ -345,7 +349,7 @@ def drive_split(script, task):
         module.Games.obs = timed("env_us", module.Games.obs)
     module.Run.log = log_and_stop
     module.compiled = lambda *args: timed("update_us", compiled(*args))
-    sys.argv = [script, "--env-id", task, "--run-dir", "split"]
+    sys.argv = [script, "--env-id", task, "--run-dir", "split", *flags]
     module.main()
 
 
