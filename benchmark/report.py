@@ -33,6 +33,7 @@ TABLE1 = {  # sweeps whose report is a Table 1
 TITLES = TABLE1 | {
     "mujoco": "The seven tasks by the scripts' defaults",
     "noclip": "What makes PPO without clipping collapse?",
+    "bf16": "Does bfloat16 change the scores?",
 }
 BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
