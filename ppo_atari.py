@@ -28,16 +28,15 @@ whole games.
 Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions; obs [..., 84, 84, 4] uint8.
 """
 
+import ctypes
 import difflib
 import fcntl
-import gc
 import io
 import json
 import math
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -49,10 +48,8 @@ from contextlib import redirect_stderr
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -112,7 +109,7 @@ class Running:
     run_dir: str | None = None  # the same command continues or confirms the run that lives there
     checkpoint_every: int = 25  # iterations, and at least once a minute
     exp_name: str = Path(__file__).stem
-    compile: bool = True  # compile the update, unless the run is too short to repay it
+    compile: bool = True  # on a GPU, let the network and the update be a CUDA graph each
     cuda: bool = True  # use the GPU, if any
     bf16: bool = False  # convolve in bfloat16: faster where the hardware has it
     num_threads: int = 0  # CPU threads, 0 for all
@@ -138,11 +135,6 @@ class Args(Running, Extra, Paper, Task):
     @property
     def num_iterations(self):
         return self.total_timesteps // self.batch_size
-
-    @property
-    def compiles(self):
-        calls = self.num_iterations * self.update_epochs * self.batch_size // self.minibatch_size
-        return self.compile and calls >= 200  # which save about what compilation costs
 
     def __post_init__(self):
         for name, x in vars(self).items():
@@ -185,30 +177,24 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions, network, init, bf16):
         super().__init__()
-        self.bf16, gain = bf16, 2**0.5
-        shapes, size, width = {
-            "nature": (((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)), 7 * 7 * 64, 512),
-            "a3c": (((4, 16, 8, 4), (16, 32, 4, 2)), 9 * 9 * 32, 256),
+        self.bf16, layers = bf16, []
+        shapes = {  # the last layer sees all of its input: it is a full one, but faster like this
+            "nature": ((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1), (64, 512, 7, 1)),
+            "a3c": ((4, 16, 8, 4), (16, 32, 4, 2), (32, 256, 9, 1)),
         }[network]
-        convs = [(initialized(nn.Conv2d(*shape), init, gain), nn.ReLU()) for shape in shapes]
-        self.convs = nn.Sequential(*(layer for pair in convs for layer in pair))
-        self.hidden = nn.Sequential(initialized(nn.Linear(size, width), init, gain), nn.ReLU())
-        self.actor = initialized(nn.Linear(width, num_actions), init, 0.01)
-        self.critic = initialized(nn.Linear(width, 1), init, 1.0)
+        for shape in shapes:
+            layers += initialized(nn.Conv2d(*shape), init, 2**0.5), nn.ReLU(inplace=True)
+        self.convs = nn.Sequential(*layers, nn.Flatten())
+        self.actor = initialized(nn.Linear(shapes[-1][1], num_actions), init, 0.01)
+        self.critic = initialized(nn.Linear(shapes[-1][1], 1), init, 1.0)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, obs):
         """pi, a distribution over actions [B], and value [B], both from obs [B, 84, 84, 4]."""
-        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            x = self.convs(obs.permute(0, 3, 1, 2) / 255).permute(0, 2, 3, 1)  # NHWC in memory
-            x = self.hidden(x.flatten(1)).float()
+        x = obs.permute(0, 3, 1, 2)  # [B, 4, 84, 84], channels last in memory
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.convs((x.bfloat16() if self.bf16 else x.float()).div_(255)).float()
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
-
-    def for_rollout(self):
-        """A copy that keeps its weights laid out, and rounded, as the convolutions read them."""
-        agent = deepcopy(self).to(memory_format=torch.channels_last)
-        if self.bf16:
-            agent.convs.bfloat16(), agent.hidden.bfloat16()
-        return agent
 
 
 METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
@@ -247,9 +233,8 @@ def train(args, envs, run):
     agent = Agent(envs.num_actions, args.network, args.init, args.bf16).to(device)
     adam = Adam(agent.parameters(), args.adam_eps)
     start = run.resume(agent=agent, adam=adam, rng=rng, envs=envs)
-    step = compiled(update, agent, adam, args)
-    pi_old, threads = agent.for_rollout(), torch.get_num_threads()
-    act = graphed(pi_old, args)
+    step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
+    act, threads = graphed(agent, agent, args), torch.get_num_threads()
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -260,7 +245,6 @@ def train(args, envs, run):
     actions = np.zeros((T, N), np.int64)
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
-        pi_old.load_state_dict(agent.state_dict())
         gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
         torch.set_num_threads(max(1, threads // 2))  # the emulator moves the other half
         with torch.no_grad():
@@ -273,10 +257,10 @@ def train(args, envs, run):
                     actions[t, n] = (pi.logits.cpu().numpy() + gumbel[t, n]).argmax(-1)  # from pi
                     games.send(actions[t, n])
             rewards, dones, cuts = envs.outcomes()
-            last_value = pi_old(tensor(envs.obs()))[1].cpu().numpy()
+            last_value = agent(tensor(envs.obs()))[1].cpu().numpy()
             if args.bootstrap_truncated:  # (+)
                 for t, n, final_obs in cuts:
-                    rewards[t, n] += args.gamma * pi_old(tensor(final_obs[None]))[1].item()
+                    rewards[t, n] += args.gamma * agent(tensor(final_obs[None]))[1].item()
         torch.set_num_threads(threads)
         run.check(iteration, logits=logits, values=values)
 
@@ -298,7 +282,7 @@ def train(args, envs, run):
         for _ in range(args.update_epochs):
             order = tensor(rng.permutation(args.batch_size))
             for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
-                metrics.append(step(learning_rate, clip_coef, *minibatch))
+                metrics.append(step(learning_rate, clip_coef, *minibatch).clone())
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
                 if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
@@ -320,27 +304,26 @@ def train(args, envs, run):
 
 
 class Adam(nn.Module):
-    """Kingma & Ba 2015, algorithm 1: spelled out, it is compiled into update()."""
+    """Kingma & Ba 2015, algorithm 1, by the kernel of torch.optim.Adam(fused=True)."""
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.eps, flat = eps, torch.cat([p.detach().flatten() for p in parameters])
-        self.register_buffer("mean", torch.zeros_like(flat))
-        self.register_buffer("square", torch.zeros_like(flat))
-        self.register_buffer("t", torch.zeros_like(flat[0]))
+        self.eps = eps
+        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in parameters]
+        self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(deepcopy(zeros))
+        self.register_buffer("t", torch.zeros((), device=zeros[0].device))
 
     @torch.no_grad()
     def ascend(self, parameters, gradients, learning_rate, max_grad_norm):
-        g = torch.cat([g.flatten() for g in gradients])
         if max_grad_norm is not None:  # (+)
-            g = g * (max_grad_norm / (g.norm() + 1e-6)).clamp(max=1)
+            norm = torch.stack([g.norm() for g in gradients]).norm()
+            gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
         self.t += 1
-        self.mean.lerp_(g, 0.1)
-        self.square.lerp_(g * g, 0.001)
-        mean, square = self.mean / (1 - 0.9**self.t), self.square / (1 - 0.999**self.t)
-        change = learning_rate * mean / (square.sqrt() + self.eps)
-        for p, change_of_p in zip(parameters, change.split([p.numel() for p in parameters])):
-            p += change_of_p.view(p.shape)
+        torch._fused_adam_(
+            parameters, gradients, [*self.means], [*self.squares], [], [self.t] * len(parameters),
+            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,
+            weight_decay=0.0, amsgrad=False, maximize=True,
+        )  # fmt: skip
 
 
 def initialized(layer, init, gain):
@@ -366,102 +349,41 @@ class Rng(np.random.Generator):
         self.bit_generator.state = json.loads(state["state"])
 
 
-def compiled(function, agent, adam, args):
-    """function(agent, adam, args, *tensors) as a function of tensors alone, compiled if that pays.
+def graphed(function, learner, args):
+    """function of tensors, on a GPU a CUDA graph for each of their sizes.
 
-    A child process compiles it at the first call, so that this one never holds the compiler in
-    memory. The library is kept for later runs of this script with these flags.
+    What a graph returns is overwritten by its next call. It may change the state of learner.
     """
-    torch.distributions.Distribution.set_default_validate_args(False)  # slow, not traceable
-    eager = partial(function, agent, adam, args)
-    if not args.compiles:
-        return eager
-    if args.device.type == "cuda":
-        torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside the graph
-        options = {"guard_filter_fn": lambda guards: [False] * len(guards)}  # nothing will change
-        return torch.compile(eager, fullgraph=True, options=options)
-    learner = nn.ModuleList([agent, adam])
-    learner.forward = eager
-    state, run = list(learner.state_dict(keep_vars=True).values()), None
+    torch.distributions.Distribution.set_default_validate_args(False)  # waits for the GPU
+    if not args.compile or args.device.type != "cuda":
+        return function
+    graphs = {}
 
-    def load(inputs):
-        unused = f"{Run.may_change} env_id seed exp_name total_timesteps"
-        key = asdict(args) | dict.fromkeys(unused.split())
-        key = key, [x.shape for x in inputs], torch.__version__, platform.node()
-        key = sha256(repr(key).encode() + Path(__file__).read_bytes()).hexdigest()
-        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.expanduser("~/.cache/ppo")
-        library = Path(cache, f"{key}.so")
-        if not library.exists():
-            sys.stdout.flush()
-            if child := os.fork():
-                os.waitpid(child, 0)
-            else:
-                build(learner, inputs, library)
-        try:
-            return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
-        except RuntimeError:
-            print("the update is not compiled: twice as long, and rounded differently")
-            if library.exists():
-                library.unlink()  # it is torn
-            return lambda inputs: [eager(*inputs[len(state) :])]
+    def capture(*inputs):
+        before = deepcopy(learner.state_dict())
+        places = [x.to(args.device, copy=True) for x in inputs]
+        warm_up, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            for _ in range(3):
+                function(*places)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        with torch.cuda.graph(graph):
+            result = function(*places)
+        learner.load_state_dict(before)
+        return graph, places, result
 
-    def step(*inputs):
-        nonlocal run
-        inputs = [*state, *inputs]
-        run = run or load(inputs)
-        return run(inputs)[0]
+    def replay(*inputs):
+        sizes = tuple(x.shape for x in inputs)
+        if sizes not in graphs:
+            graphs[sizes] = capture(*inputs)
+        graph, places, result = graphs[sizes]
+        for place, x in zip(places, inputs):
+            place.copy_(x)
+        graph.replay()
+        return result
 
-    return step
-
-
-def graphed(policy, args):
-    """policy, on a GPU as one CUDA graph, whose results last until the next call."""
-    if not args.compiles or args.device.type != "cuda":
-        return policy
-    return torch.compile(policy, fullgraph=True, mode="reduce-overhead")
-
-
-def build(learner, inputs, library):
-    """Compiles learner as a function of its state and inputs, and ends this process."""
-    try:
-        gc.freeze()  # what it shares with its parent, such as threads, is not its own to destroy
-        signal.alarm(600)  # ends it, should a thread that is not here have left a lock behind
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        with redirect_stderr(io.StringIO()), TemporaryDirectory() as folder:
-            from torch._inductor import aot_compile
-            from torch._inductor.cpu_vec_isa import VecISA
-            from torch.fx.experimental.proxy_tensor import make_fx
-
-            VecISA.check_build = lambda *_: False  # else it tries out what float32 has no use for
-            names = list(learner.state_dict())
-
-            def function(*tensors):
-                state = dict(zip(names, tensors))
-                return (torch.func.functional_call(learner, state, tensors[len(names) :]),)
-
-            graph = make_fx(function, tracing_mode="fake")(*inputs)
-            # the compiler of the wrapper should tidy up in time: 319 MiB where it would take 431
-            wrapper_level = "O1 --param=ggc-min-expand=30 --param=ggc-min-heapsize=65536"
-            options = {
-                "aot_inductor.output_path": f"{folder}/update.so",
-                "aot_inductor.precompile_headers": False,  # this and the next save time
-                "aot_inductor.enable_line_tables": False,
-                "aot_inductor.compile_wrapper_opt_level": wrapper_level,
-                "cpp.threads": threads,
-                "cpp.vec_isa_ok": True,
-                "size_asserts": False,
-            }
-            aot_compile(graph, tuple(x.detach() for x in inputs), options=options)
-            library.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(f"{folder}/update.so", f"{library}.{os.getpid()}")
-            os.replace(f"{library}.{os.getpid()}", library)
-    except BaseException as error:
-        line = f"compilation failed: {type(error).__name__}: {error}".splitlines()[0]
-        print(line, end=", ", flush=True)
-    os._exit(0)
+    return replay
 
 
 class Stop(Exception):
@@ -906,6 +828,9 @@ def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     warnings.filterwarnings("ignore", module="torch")
     warnings.filterwarnings("ignore", ".*use of fork")
+    if sys.platform == "linux":  # keep freed memory: to be given it anew is a tenth of an update
+        for option, value in ((-1, 2**31 - 1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
+            ctypes.CDLL(None).mallopt(option, value)
     try:
         args = parse(sys.argv[1:])
         torch.set_num_threads(args.num_threads or torch.get_num_threads())

@@ -1,12 +1,10 @@
 """Whole iterations against an independent implementation, and the parts of an update."""
 
 import math
-import os
 
 import numpy as np
 import pytest
 import torch
-import torch._inductor.config
 from conftest import SCRIPTS, Notes, minibatch_of, update
 from test_gae import eq11
 
@@ -244,12 +242,11 @@ def test_first_minibatch_of_every_iteration_has_ratio_1(script, monkeypatch):
     assert min(kl[39::40]) > 1e-4 and min(clip_fraction[39::40]) > 0
 
 
-@pytest.mark.parametrize(
-    "script, flags", [*zip(SCRIPTS, ({}, dict(norm_adv="minibatch"), FLAGS["ppo2"]))]
-)
-def test_compiled_update_equals_eager(script, flags, tmp_path, monkeypatch):
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flags", FLAGS)
+def test_compiled_update_equals_eager(script, flags):
     """Step by step, to float32 rounding, while step sizes and statistics go on changing."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    flags = FLAGS[flags] | (OWN_FLAGS[script.__name__] if flags == "strict" else {})
     torch.manual_seed(1)
     *agents, old = [script.Agent(O, A, "orthogonal", 5.0) for _ in range(3)]
     agents[1].load_state_dict(agents[0].state_dict())
@@ -269,49 +266,48 @@ def test_compiled_update_equals_eager(script, flags, tmp_path, monkeypatch):
             assert (p - was).abs().max() > 1e-5
         for agent in (*agents, old):
             agent.obs_moments.update(minibatch[0] + i)
-    (library,) = tmp_path.glob("*.so*")
-    made = library.stat().st_mtime_ns
-
-    again = script.compiled(script.update, agents[0], adams[0], script.Args(seed=2, **flags))
-    fast = update(script, agents[0], minibatch, adams[0], 1e-3, again, **flags)
-    assert fast == pytest.approx(update(script, agents[1], minibatch, **flags), rel=1e-3, abs=1e-5)
-    assert [path.stat().st_mtime_ns for path in tmp_path.glob("*.so*")] == [made]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_runs_eagerly_where_compiling_does_not_pay_or_cannot_be_done(script, capfd, monkeypatch):
-    """Silently if the run is short or was told so; in one line if there is no compiler."""
-    agent, old = script.Agent(O, A, "orthogonal", 5.0), script.Agent(O, A, "orthogonal", 5.0)
-    adam = script.Adam(agent.parameters(), 1e-5)
-    for flags in (dict(total_timesteps=60 * 2048), dict(compile=False)):
-        step = script.compiled(script.update, agent, adam, script.Args(**flags))
-        assert step.func is script.update
-    assert capfd.readouterr().out == ""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/dev/null/there-is-no-library-here")
-    step = script.compiled(script.update, agent, adam, script.Args())
-    before = agent.log_std.clone()
-    update(script, agent, minibatch_of(script, old, 64), adam, 0.1, step)
-    assert (agent.log_std != before).all()
-    line = capfd.readouterr().out
-    assert line.startswith("compilation failed") and "the update is not compiled" in line
-    assert line.count("\n") == 1
+def test_whatever_a_copy_computes_can_be_compiled(script):
+    """What numpy lacks, results in pairs, views, constants, other types, and chance."""
+
+    def unusual(agent, adam, args, x, y):
+        w = agent.actor[0].weight
+        var, mean = torch.var_mean(x @ w.T + torch.tensor(0.5), 0)
+        noise = torch.rand(8, 8) + torch.rand_like(x[:, :1]).sort(0)[0][:8]
+        z = torch.cat([x.T.reshape(-1)[:8], mean[:8], var.view(8, 8)[1:].flatten()]) * noise.mean()
+        z = (z**3 - z).clamp(min=-2) / (x.argmax(1).float().sum() + 1)
+        z = torch.where(z > 0, z, torch.nn.functional.softplus(z)).sum() + (y * y.flip(0)).mean()
+        (gradient,) = torch.autograd.grad(z, [w])
+        with torch.no_grad():
+            w += 0.01 * gradient
+            adam.t.mul_(2.0).add_(1, alpha=3)
+        return torch.stack([z, gradient.sum(), adam.t, y[1]]).detach()
+
+    agents = [script.Agent(O, A, "orthogonal", 5.0) for _ in range(2)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    adams = [script.Adam(agent.parameters(), 1e-5) for agent in agents]
+    step = script.compiled(unusual, agents[1], adams[1], script.Args())
+    for i in range(4):
+        x, y = torch.randn(64, O), torch.randn(64)
+        torch.manual_seed(i)
+        eager = unusual(agents[0], adams[0], None, x, y)
+        if i == 0:  # recording draws numbers, too
+            step(x, y)
+            agents[1].load_state_dict(agents[0].state_dict())
+            adams[1].load_state_dict(adams[0].state_dict())
+        else:
+            torch.manual_seed(i)
+            torch.testing.assert_close(step(x, y), eager, rtol=1e-4, atol=1e-5)
+    for p, q in zip(agents[0].parameters(), agents[1].parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_torn_library_is_not_used_twice(script, capfd, monkeypatch, tmp_path):
-    def torn(learner, inputs, library):
-        library.write_bytes(b"\x7fELF")
-        os._exit(0)
-
-    monkeypatch.setattr(script, "build", torn)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    agent, old = script.Agent(O, A, "orthogonal", 5.0), script.Agent(O, A, "orthogonal", 5.0)
-    adam, before = script.Adam(agent.parameters(), 1e-5), agent.log_std.clone()
-    step = script.compiled(script.update, agent, adam, script.Args())
-    update(script, agent, minibatch_of(script, old, 64), adam, 0.1, step)
-    assert (agent.log_std != before).all() and not list(tmp_path.iterdir())
-    assert capfd.readouterr().out.startswith("the update is not compiled")
+def test_compiling_can_be_turned_off(script):
+    step = script.compiled(script.update, None, None, script.Args(compile=False))
+    assert step.func is script.update
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
