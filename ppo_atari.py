@@ -229,10 +229,9 @@ def train(args, envs, run):
     T, N = args.num_steps, args.num_envs
     device = args.device
     torch.manual_seed(args.seed)
-    rng = Rng(np.random.PCG64(args.seed))
     agent = Agent(envs.num_actions, args.network, args.init, args.bf16).to(device)
     adam = Adam(agent.parameters(), args.adam_eps)
-    start = run.resume(agent=agent, adam=adam, rng=rng, envs=envs)
+    start = run.resume(agent=agent, adam=adam, envs=envs)
     step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
     act, threads = graphed(agent, agent, args), torch.get_num_threads()
 
@@ -245,6 +244,7 @@ def train(args, envs, run):
     actions = np.zeros((T, N), np.int64)
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
+        rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
         gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
         torch.set_num_threads(max(1, threads // 2))  # the emulator moves the other half
         with torch.no_grad():
@@ -337,16 +337,6 @@ def initialized(layer, init, gain):
     if init != "torch":
         nn.init.zeros_(layer.bias)
     return layer
-
-
-class Rng(np.random.Generator):
-    """A numpy generator that is saved with the checkpoint."""
-
-    def state_dict(self):
-        return {"state": json.dumps(self.bit_generator.state)}
-
-    def load_state_dict(self, state):
-        self.bit_generator.state = json.loads(state["state"])
 
 
 def graphed(function, learner, args):

@@ -232,11 +232,10 @@ def train(args, envs, run):
     T, N = args.num_steps, args.num_envs
     device = args.device
     torch.manual_seed(args.seed)
-    rng = Rng(np.random.PCG64(args.seed))
     agent = Agent(envs.obs_size, envs.action_size, args.init, args.obs_clip).to(device)
     adam = Adam(agent.parameters(), args.adam_eps)
     return_moments = Moments(min_std=1e-4)
-    start = run.resume(agent=agent, adam=adam, return_moments=return_moments, rng=rng, envs=envs)
+    start = run.resume(agent=agent, adam=adam, return_moments=return_moments, envs=envs)
     step = compiled(update, agent, adam, args)
 
     def zeros(*shape):  # numpy's view of torch's memory, whose alignment is always the same
@@ -249,6 +248,7 @@ def train(args, envs, run):
     rewards, returns, dones, truncations = zeros(), zeros(), zeros(), zeros()
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
+        rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
         policy_mean, policy_std = agent.numpy_policy()
         noise = policy_std * rng.standard_normal(actions.shape, dtype=np.float32)
         for t in range(T):
@@ -375,16 +375,6 @@ class Moments(nn.Module):
 
     def mean_std(self):
         return self.mean, self.var.sqrt().clamp(min=self.min_std)
-
-
-class Rng(np.random.Generator):
-    """A numpy generator that is saved with the checkpoint."""
-
-    def state_dict(self):
-        return {"state": json.dumps(self.bit_generator.state)}
-
-    def load_state_dict(self, state):
-        self.bit_generator.state = json.loads(state["state"])
 
 
 def compiled(function, agent, adam, args):
