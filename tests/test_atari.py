@@ -491,7 +491,7 @@ def reference(args, w):
 def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
     """Actions, metrics and weights of 3 epochs of 4 minibatches, all annealed, in float64."""
     size = dict(num_envs=2, num_steps=8, minibatch_size=4, total_timesteps=32)
-    args = ppo_atari.Args(**size, seed=2, learning_rate=1e-3, cuda=False, **flags)
+    args = ppo_atari.Args(**size, seed=3, learning_rate=1e-3, cuda=False, **flags)
     notes, tape = Notes(), Tape(2)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
