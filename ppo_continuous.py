@@ -402,8 +402,15 @@ def compiled(function, agent, adam, args):
         nonlocal recorded
         if recorded is None:
             before = deepcopy(learner.state_dict())
-            recorded = record(learner, [x.clone() for x in inputs])
+            try:
+                recorded = record(learner, [x.clone() for x in inputs])
+            except Exception as error:  # a branch on a tensor's value, say
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                print(f"the update is not compiled and takes six times as long: {reason}")
+                recorded = ()
             learner.load_state_dict(before)
+        if not recorded:
+            return eager(*inputs)
         places, calls, result = recorded
         for place, x in zip(places, inputs):
             place.copy_(x)
@@ -430,23 +437,26 @@ def record(learner, inputs):
 
     names, state = zip(*learner.state_dict(keep_vars=True).items())
     module = make_fx(forward, tracing_mode="fake")(*state, *inputs)
-    values, constants, calls = {}, set(), []
+    values, constants, calls = {}, {}, []
     for node in module.graph.nodes:
-        if node.op == "output":
-            return inputs, calls, values[node.args[0]]
         if node.op == "placeholder":
             values[node] = (*state, *inputs)[len(values)].detach()
-            continue
-        if node.op == "get_attr":
+        elif node.op == "get_attr":
             values[node] = getattr(module, node.target)
+        elif node.op == "output":
+            changed = [(x, was) for x, version, was in constants.values() if x._version != version]
+            return inputs, [(x.copy_, [was]) for x, was in changed] + calls, values[node.args[0]]
         else:
             args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), values.get)
             result = values[node] = node.target(*args, **kwargs)
             random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
             changes = node.target is not getitem and node.target._schema.is_mutable
-            if "s_like" in node.name or constants.issuperset(node.all_input_nodes) and not random:
-                constants.add(node)
-            elif changes or not memory(args) & memory(result):  # else it is a view
+            if memory(args) & memory(result) and not changes:  # it is a view
+                continue
+            like = node.name.startswith(("ones_like", "zeros_like"))
+            if like or constants.keys() >= set(node.all_input_nodes) and not random:
+                constants[node] = result, result._version, result.clone()
+            else:
                 calls += replay(node.target, args, kwargs, result)
 
 
@@ -469,7 +479,7 @@ def replay(target, args, kwargs, result):
     return [(refill, ())]
 
 
-NUMPY = {  # names that differ
+NUMPY = {  # element by element, and of matrices
     "abs": np.abs, "add": np.add, "div": np.divide, "exp": np.exp, "log": np.log, "mm": np.dot,
     "mul": np.multiply, "neg": np.negative, "sqrt": np.sqrt, "sub": np.subtract, "tanh": np.tanh,
     "eq": np.equal, "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less,
@@ -478,10 +488,10 @@ NUMPY = {  # names that differ
 
 
 def in_numpy(name, *args):
-    """[(operation, *arguments)] as torch's operation of that name, if it is one of PPO's."""
+    """[(operation, *arguments)] that do what torch's operation of that name does; else None."""
     one = np.ones((), np.float32)
     match name, *args:
-        case [elementwise, *_] if elementwise in NUMPY:
+        case [same, *_] if same in NUMPY:
             return [(NUMPY[name], *(x * one if isinstance(x, float | int) else x for x in args))]
         case ["_to_copy", x, out]:
             return [(np.copyto, out, x)]
@@ -495,15 +505,15 @@ def in_numpy(name, *args):
             return [(partial(getattr(np, name), out=out), x, y)]
         case ["mean", x, out]:
             return [(np.add.reduce, x, None, None, out), (np.divide, out, x.size * one, out)]
-        case ["pow", x, 1 | 2 as y, out]:
+        case ["pow", x, int() | float() as y, out] if y in (1, 2):
             return [(np.square if y == 2 else np.positive, x, out)]
         case ["rsub", x, y, 1, out]:
             return [(np.subtract, y, x, out)]
         case ["stack", xs, 0, out]:
             return [(np.copyto, place, x) for place, x in zip(np.split(out, len(xs)), xs)]
-        case ["sum", x, [0], _, out] if x.ndim == 2:  # of a bias: faster than np.add.reduce
+        case ["sum", x, [0], _, out] if x.ndim == 2:  # faster than np.add.reduce
             return [(np.dot, np.ones(len(x), np.float32), x, out.reshape(-1))]
-        case ["sum", x, axes, keep, out]:
+        case ["sum", x, [*axes], keep, out]:
             return [(np.add.reduce, x, tuple(axes), None, out, keep)]
         case ["tanh_backward", g, y, out]:
             return [(np.square, y, out), (np.subtract, one, out, out), (np.multiply, g, out, out)]
@@ -893,7 +903,6 @@ def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     gym.logger.min_level = gym.logger.ERROR
     warnings.filterwarnings("ignore", module="torch")
-    warnings.filterwarnings("ignore", ".*use of fork")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
     try:

@@ -281,6 +281,9 @@ def test_whatever_a_copy_computes_can_be_compiled(script):
         z = torch.cat([x.T.reshape(-1)[:8], mean[:8], var.view(8, 8)[1:].flatten()]) * noise.mean()
         z = (z**3 - z).clamp(min=-2) / (x.argmax(1).float().sum() + 1)
         z = torch.where(z > 0, z, torch.nn.functional.softplus(z)).sum() + (y * y.flip(0)).mean()
+        count = torch.zeros_like(y)  # a constant, but for the next line
+        count.add_((y > 1).float())
+        z = z + (count * y).sum() / 64
         (gradient,) = torch.autograd.grad(z, [w])
         with torch.no_grad():
             w += 0.01 * gradient
@@ -304,6 +307,20 @@ def test_whatever_a_copy_computes_can_be_compiled(script):
             torch.testing.assert_close(step(x, y), eager, rtol=1e-4, atol=1e-5)
     for p, q in zip(agents[0].parameters(), agents[1].parameters()):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_cannot_be_compiled_runs_eagerly_and_says_so(script, capsys):
+    def branching(agent, adam, args, x):
+        with torch.no_grad():
+            agent.log_std += 1 if x.sum() > 0 else 2
+        return agent.log_std.sum().detach()
+
+    agent = script.Agent(O, A, "orthogonal", 5.0)
+    step = script.compiled(branching, agent, script.Adam(agent.parameters(), 1e-5), script.Args())
+    assert [step(torch.tensor(x)).item() for x in (1.0, -1.0, 1.0)] == [A, 3 * A, 4 * A]
+    out = capsys.readouterr().out
+    assert out.startswith("the update is not compiled") and out.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
