@@ -219,7 +219,7 @@ def update(agent, adam, args, learning_rate, *minibatch):
     value_loss, entropy = error.mean(), pi.entropy().mean()
     objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
     parameters = list(agent.parameters())
-    gradients = torch.autograd.grad(objective, parameters)
+    gradients = list(torch.autograd.grad(objective, parameters))
     adam.ascend(parameters, gradients, learning_rate, args.max_grad_norm)
 
     kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
@@ -324,6 +324,9 @@ class Adam(nn.Module):
         if max_grad_norm is not None:  # (+)
             norm = torch.stack([g.norm() for g in gradients]).norm()
             gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
+        for i, (p, g) in enumerate(zip(parameters, gradients)):
+            if g.stride() != p.stride():  # the kernel goes through the memory of both in its order
+                gradients[i] = torch.empty_like(p).copy_(g)
         self.t += 1
         torch._fused_adam_(
             parameters, gradients, [*self.means], [*self.squares], [], [self.t] * len(parameters),
