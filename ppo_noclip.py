@@ -44,7 +44,6 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from operator import getitem
 from pathlib import Path
 from typing import Literal
 
@@ -56,7 +55,8 @@ import torch
 import tyro
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 @dataclass(frozen=True)
@@ -387,30 +387,33 @@ def compiled(function, agent, adam, args):
     Each call then repeats that on the same memory, mostly in numpy, whose calls cost a third of
     torch's: on networks this small the calls are the work.
     """
-    torch.distributions.Distribution.set_default_validate_args(False)  # slow, not traceable
+    torch.distributions.Distribution.set_default_validate_args(False)  # slow, and waits for values
     eager = partial(function, agent, adam, args)
     if not args.compile or args.device.type != "cpu":
         return eager
     learner, recorded = nn.ModuleList([agent, adam]), None
-    learner.forward = eager
+
+    def record(inputs):
+        before, places = deepcopy(learner.state_dict()), [x.clone() for x in inputs]
+        try:
+            with Recorder([*learner.state_dict().values(), *places]) as recorder:
+                return places, recorder.calls, eager(*places)
+        except Unrecordable as error:
+            print(f"the update is not compiled and takes six times as long: {error}")
+            return ()
+        finally:
+            learner.load_state_dict(before)
 
     def step(*inputs):
         nonlocal recorded
         if recorded is None:
-            before = deepcopy(learner.state_dict())
-            try:
-                recorded = record(learner, [x.clone() for x in inputs])
-            except Exception as error:  # a branch on a tensor's value, say
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                print(f"the update is not compiled and takes six times as long: {reason}")
-                recorded = ()
-            learner.load_state_dict(before)
+            recorded = record(inputs)
         if not recorded:
             return eager(*inputs)
         places, calls, result = recorded
         for place, x in zip(places, inputs):
             place.copy_(x)
-        with np.errstate(all="ignore"):
+        with torch.no_grad(), np.errstate(all="ignore"):
             for operation, arguments in calls:
                 operation(*arguments)
         return result.clone()
@@ -418,42 +421,40 @@ def compiled(function, agent, adam, args):
     return step
 
 
-@torch.no_grad()
-def record(learner, inputs):
-    """inputs, the calls (operation, arguments) of learner(*inputs), and the result they fill."""
-    from torch.fx.experimental.proxy_tensor import make_fx
+class Unrecordable(Exception):
+    """What an update does cannot be repeated on other numbers."""
 
-    def forward(*tensors):
-        with torch.enable_grad():
-            state = dict(zip(names, tensors))
-            return torch.func.functional_call(learner, state, tensors[len(names) :])
 
-    def memory(nested):
-        return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
+def memory(nested):
+    """Where the tensors in a nested structure lie, views where their originals do."""
+    return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
 
-    names, state = zip(*learner.state_dict(keep_vars=True).items())
-    module = make_fx(forward, tracing_mode="fake")(*state, *inputs)
-    values, constants, calls = {}, {}, []
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = (*state, *inputs)[len(values)].detach()
-        elif node.op == "get_attr":
-            values[node] = getattr(module, node.target)
-        elif node.op == "output":
-            changed = [(x, was) for x, version, was in constants.values() if x._version != version]
-            return inputs, [(x.copy_, [was]) for x, was in changed] + calls, values[node.args[0]]
-        else:
-            args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), values.get)
-            result = values[node] = node.target(*args, **kwargs)
-            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            changes = node.target is not getitem and node.target._schema.is_mutable
-            if memory(args) & memory(result) and not changes:  # it is a view
-                continue
-            like = node.name.startswith(("ones_like", "zeros_like"))
-            if like or constants.keys() >= set(node.all_input_nodes) and not random:
-                constants[node] = result, result._version, result.clone()
-            else:
-                calls += replay(node.target, args, kwargs, result)
+
+class Recorder(TorchDispatchMode):
+    """Notes the calls (operation, arguments) that fill anew what is computed from inputs."""
+
+    _should_skip_dynamo = classmethod(lambda cls: False)  # importing that takes 1 s and 70 MiB
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.calls, self.kept, self.varying = [], [], memory(inputs)
+
+    def __torch_dispatch__(self, target, types, args=(), kwargs=None):
+        kwargs, tags, Tag = kwargs or {}, target.tags, torch.Tag
+        if Tag.data_dependent_output in tags or Tag.dynamic_output_shape in tags:
+            raise Unrecordable(f"{target} makes what follows depend on the values of a tensor")
+        changes = target._schema.is_mutable
+        for x in tree_leaves(args[0]) if changes else ():
+            if not memory(x) <= self.varying:  # so far it was a constant
+                self.calls.insert(0, (x.copy_, [x.clone()]))
+        result = target(*args, **kwargs)
+        self.kept.append(result)  # or its memory would be used again
+        varies = Tag.nondeterministic_seeded in tags or memory((args, kwargs)) & self.varying
+        alike = target._schema.name in ("aten::ones_like", "aten::zeros_like")
+        if changes or varies and not alike and not memory(result) <= memory(args):  # that is a view
+            self.calls += replay(target, args, kwargs, result)
+            self.varying |= memory(result)
+        return result
 
 
 def replay(target, args, kwargs, result):
@@ -462,7 +463,7 @@ def replay(target, args, kwargs, result):
     args = *args, *(x.default_value for x in rest if not x.kwarg_only)
     tensors = [x for x in tree_leaves((args, result)) if torch.is_tensor(x)]
     if {x.dtype for x in tensors} <= {torch.float32, torch.bool} and kwargs.keys() <= {"dtype"}:
-        arrays = tree_map(lambda x: x.numpy() if torch.is_tensor(x) else x, (*args, result))
+        arrays = tree_map_only(torch.Tensor, lambda x: x.detach().numpy(), (*args, result))
         if calls := in_numpy(name.rstrip("_"), *arrays):
             return [(operation, arguments) for operation, *arguments in calls]
     if target._schema.is_mutable:
