@@ -317,7 +317,8 @@ class Adam(nn.Module):
     def ascend(self, parameters, gradients, learning_rate, max_grad_norm):
         if max_grad_norm is not None:  # (+)
             norm = torch.stack([g.norm() for g in gradients]).norm()
-            gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
+            scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+            gradients = [g * scale for g in gradients]
         for i, (p, g) in enumerate(zip(parameters, gradients)):
             if g.stride() != p.stride():  # the kernel goes through the memory of both in its order
                 gradients[i] = torch.empty_like(p).copy_(g)

@@ -323,7 +323,8 @@ class Adam(nn.Module):
     def ascend(self, parameters, gradients, learning_rate, max_grad_norm):
         if max_grad_norm is not None:  # (+)
             norm = torch.stack([g.norm() for g in gradients]).norm()
-            gradients = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradients]
+            scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+            gradients = [g * scale for g in gradients]
         for i, (p, g) in enumerate(zip(parameters, gradients)):
             if g.stride() != p.stride():  # the kernel goes through the memory of both in its order
                 gradients[i] = torch.empty_like(p).copy_(g)
@@ -496,6 +497,8 @@ def in_numpy(name, *args):
             return [(np.dot, x, w, out), (np.add, out, b, out)]
         case ["clamp", x, low, high, out]:
             return [(x.clip, low, high, out)]
+        case ["linalg_vector_norm", x, 2, None, False, out] if x.flags.c_contiguous:
+            return [(np.dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out)]
         case ["masked_fill", x, mask, y, out]:
             return [(np.copyto, out, x), (np.copyto, out, y, "same_kind", mask)]
         case ["maximum" | "minimum", x, y, out]:
