@@ -477,7 +477,7 @@ def replay(target, args, kwargs, result):
     return [(refill, ())]
 
 
-NUMPY = {  # element by element, and of matrices
+NUMPY = {  # where one call is the same as one of torch
     "abs": np.abs, "add": np.add, "div": np.divide, "exp": np.exp, "log": np.log, "mm": np.dot,
     "mul": np.multiply, "neg": np.negative, "sqrt": np.sqrt, "sub": np.subtract, "tanh": np.tanh,
     "eq": np.equal, "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less,
@@ -486,7 +486,7 @@ NUMPY = {  # element by element, and of matrices
 
 
 def in_numpy(name, *args):
-    """[(operation, *arguments)] that do what torch's operation of that name does; else None."""
+    """[(operation, *arguments)] that do what torch's operation of that name does, or None."""
     one = np.ones((), np.float32)
     match name, *args:
         case [same, *_] if same in NUMPY:
