@@ -821,7 +821,7 @@ def parse(argv):
 def main():
     """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
     warnings.filterwarnings("ignore", module="torch")
-    if sys.platform == "linux":  # keep freed memory: to be given it anew is a tenth of an update
+    if sys.platform == "linux":  # keep freed memory: getting it anew is a quarter of an update
         for option, value in ((-1, 2**31 - 1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
             ctypes.CDLL(None).mallopt(option, value)
     try:

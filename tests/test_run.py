@@ -160,7 +160,7 @@ def test_killed_at_any_instant_it_ends_with_the_same_bytes(script, whole, tmp_pa
     rng, cwd, run, kills = random.Random(script.__name__), tmp_path / "cwd", tmp_path / "cwd/run", 0
     for every in (1, 8, 1, 3, 8, 1, 5, 1, 3, 1):
         program = started(Program(script, cwd, *command(script), "--checkpoint-every", every), run)
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.03))
         if rng.random() < 0.5:
             program.until((run / "checkpoint.pt.tmp").exists)
         kills += program.wait(signal.SIGKILL) == -signal.SIGKILL
