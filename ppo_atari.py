@@ -280,8 +280,8 @@ def train(args, envs, run):
         batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
         metrics = []
         for _ in range(args.update_epochs):
-            order = tensor(rng.permutation(args.batch_size))
-            for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
+            for rows in tensor(rng.permutation(args.batch_size)).split(args.minibatch_size):
+                minibatch = [x[rows] for x in batch]
                 metrics.append(step(learning_rate, clip_coef, *minibatch).clone())
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])

@@ -191,16 +191,17 @@ class Agent(nn.Module):
     def numpy_policy(self):
         """Mean [N, A] of numpy obs [N, O], [A] if N is 1, as a function, and std [A] of pi.
 
-        A call takes 6 us where forward() takes over 60.
+        A call takes 3 us where forward() takes over 60.
         """
         parameters = (*self.actor.parameters(), self.log_std.exp(), *self.obs_moments.mean_std())
         w1, b1, w2, b2, w3, b3, std, obs_mean, obs_std = (
             p.detach().cpu().numpy().T.copy() for p in parameters
         )
+        low, high = np.full_like(obs_mean, -self.obs_clip), np.full_like(obs_mean, self.obs_clip)
 
         def mean(obs):
             x = obs[0] if len(obs) == 1 else obs  # a third faster than a matrix of one row
-            x = ((x - obs_mean) / obs_std).clip(-self.obs_clip, self.obs_clip)
+            x = np.minimum(np.maximum((x - obs_mean) / obs_std, low), high)
             return np.tanh(np.tanh(x.dot(w1) + b1).dot(w2) + b2).dot(w3) + b3
 
         return mean, std
@@ -250,8 +251,7 @@ def train(args, envs, run):
     def tensor(array):
         return torch.from_numpy(array).to(device)
 
-    obs, final_obs, actions = zeros(envs.obs_size), zeros(envs.obs_size), zeros(envs.action_size)
-    rewards, returns, dones, truncations = zeros(), zeros(), zeros(), zeros()
+    obs, actions = zeros(envs.obs_size), zeros(envs.action_size)
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
         rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
@@ -260,7 +260,8 @@ def train(args, envs, run):
         for t in range(T):
             obs[t] = envs.obs
             actions[t] = policy_mean(obs[t]) + noise[t]
-            rewards[t], returns[t], dones[t], truncations[t], final_obs[t] = envs.step(actions[t])
+            envs.step(actions[t])
+        rewards, returns, dones, cuts = envs.outcomes()
         run.check(iteration, obs=obs, actions=actions, rewards=rewards)
 
         # Advantages: what no environment waits for is computed for the whole rollout at once
@@ -268,12 +269,13 @@ def train(args, envs, run):
             old_pi, values = agent(tensor(obs))
             old_logprob = old_pi.log_prob(tensor(actions))
             last_value = agent(tensor(envs.obs))[1].cpu().numpy()
-            cut_values = agent(tensor(final_obs)[tensor(truncations) > 0])[1].cpu().numpy()
-        if args.norm_reward:  # (+)
-            return_moments.update(torch.from_numpy(returns))
-            rewards = (rewards / return_moments.mean_std()[1].item()).clip(-10, 10)
-        if args.bootstrap_truncated:  # (+)
-            rewards[truncations > 0] += args.gamma * cut_values
+            if args.norm_reward:  # (+)
+                return_moments.update(torch.from_numpy(returns))
+                rewards = (rewards / return_moments.mean_std()[1].item()).clip(-10, 10)
+            if args.bootstrap_truncated and cuts:  # (+)
+                t, n, final_obs = zip(*cuts)
+                final_obs = torch.tensor(np.array(final_obs), device=device)
+                rewards[t, n] += args.gamma * agent(final_obs)[1].cpu().numpy()
         v = values.cpu().numpy()
         advantages = tensor(gae(rewards, v, dones, last_value, args.gamma, args.gae_lambda))
         value_targets = advantages + values
@@ -282,15 +284,14 @@ def train(args, envs, run):
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations
-        learning_rate = torch.tensor(args.learning_rate * (alpha if args.anneal_lr else 1))  # (+)
-        clip_coef = torch.tensor(args.clip_coef * (alpha if args.anneal_clip_coef else 1))  # (+)
+        learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)  # (+)
+        clip_coef = args.clip_coef * (alpha if args.anneal_clip_coef else 1)  # (+)
         rollout = tensor(obs), tensor(actions), old_logprob, advantages, value_targets, values
-        batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
+        batch = [x.flatten(0, 1).cpu().numpy() for x in rollout]  # [T*N, ...]
         metrics = []
         for _ in range(args.update_epochs):
-            order = tensor(rng.permutation(args.batch_size))
-            for minibatch in zip(*(x[order].split(args.minibatch_size) for x in batch)):
-                metrics.append(step(learning_rate, clip_coef, *minibatch))
+            for rows in rng.permutation(args.batch_size).reshape(-1, args.minibatch_size):
+                metrics.append(step(rows, learning_rate, clip_coef, *batch))
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
                 if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
@@ -307,7 +308,7 @@ def train(args, envs, run):
             **{name: x.item() for name, x in metrics.items()},
             final_kl=final_kl.item(),
             explained_variance=1 - ((value_targets - values).var() / value_targets.var()).item(),
-            learning_rate=learning_rate.item(),
+            learning_rate=learning_rate,
         )
     return agent
 
@@ -389,39 +390,46 @@ class Moments(nn.Module):
 
 
 def compiled(function, agent, adam, args):
-    """function(agent, adam, args, *tensors) as a function of the tensors alone, fast on small ones.
+    """function(agent, adam, args, *tensors) on minibatches, fast on small ones.
 
-    Its first call records what it does, gradients included, and keeps the memory of every result.
-    Each call then repeats that on the same memory, mostly in numpy, whose calls cost a third of
-    torch's: on networks this small the calls are the work.
+    Returns step(rows, *batch), of scalars and arrays [size, ...], of which function gets rows [M].
+    Its first call records what function does, gradients included, and keeps the memory of every
+    result. Each later one repeats that on the same memory, mostly in numpy, whose calls cost a
+    third of torch's: on networks this small the calls are the work.
     """
     torch.distributions.Distribution.set_default_validate_args(False)  # slow, and waits for values
-    eager = partial(function, agent, adam, args)
-    if not args.compile or args.device.type != "cpu":
-        return eager
-    learner, recorded = nn.ModuleList([agent, adam]), None
+    learner = nn.ModuleList([agent, adam])
+    recorded = None if args.compile and args.device.type == "cpu" else ()
 
-    def record(inputs):
-        before, places = deepcopy(learner.state_dict()), [x.clone() for x in inputs]
+    def record(places):
+        before = deepcopy(learner.state_dict())
         try:
             with Recorder([*learner.state_dict().values(), *places]) as recorder:
-                return places, recorder.calls, eager(*places)
+                result = function(agent, adam, args, *places)
+            return [x.numpy() for x in places], recorder.calls, result
         except Unrecordable as error:
             print(f"the update is not compiled and takes six times as long: {error}")
             return ()
         finally:
             learner.load_state_dict(before)
 
-    def step(*inputs):
+    def tensors(rows, batch):
+        some = [x if isinstance(x, float) else x[rows] for x in batch]
+        return [torch.tensor(x, device=args.device) for x in some]
+
+    def step(rows, *batch):
         nonlocal recorded
         if recorded is None:
-            recorded = record(inputs)
+            recorded = record(tensors(rows, batch))
         if not recorded:
-            return eager(*inputs)
+            return function(agent, adam, args, *tensors(rows, batch))
         places, calls, result = recorded
-        for place, x in zip(places, inputs):
-            place.copy_(x)
-        with torch.no_grad(), np.errstate(all="ignore"):
+        for place, x in zip(places, batch):
+            if isinstance(x, float):
+                np.copyto(place, x)
+            else:
+                x.take(rows, 0, place, "clip")  # the other modes go through one more array
+        with np.errstate(all="ignore"):
             for operation, arguments in calls:
                 operation(*arguments)
         return result.clone()
@@ -456,6 +464,8 @@ class Recorder(TorchDispatchMode):
             if not memory(x) <= self.varying:  # so far it was a constant
                 self.calls.insert(0, (x.copy_, [x.clone()]))
         result = target(*args, **kwargs)
+        if target._schema.name == "aten::expand":
+            result = result.contiguous()  # numpy is slow where a stride is 0
         self.kept.append(result)  # or its memory would be used again
         varies = Tag.nondeterministic_seeded in tags or memory((args, kwargs)) & self.varying
         alike = target._schema.name in ("aten::ones_like", "aten::zeros_like")
@@ -469,9 +479,10 @@ def replay(target, args, kwargs, result):
     """Calls (operation, arguments) that fill result again as target(*args, **kwargs) did."""
     name, rest = target._schema.name.removeprefix("aten::"), target._schema.arguments[len(args) :]
     args = *args, *(x.default_value for x in rest if not x.kwarg_only)
+    args, kwargs, result = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs, result))
     tensors = [x for x in tree_leaves((args, result)) if torch.is_tensor(x)]
     if {x.dtype for x in tensors} <= {torch.float32, torch.bool} and kwargs.keys() <= {"dtype"}:
-        arrays = tree_map_only(torch.Tensor, lambda x: x.detach().numpy(), (*args, result))
+        arrays = tree_map_only(torch.Tensor, torch.Tensor.numpy, (*args, result))
         if calls := in_numpy(name.rstrip("_"), *arrays):
             return [(operation, arguments) for operation, *arguments in calls]
     if target._schema.is_mutable:
@@ -494,38 +505,46 @@ NUMPY = {  # where one call is the same as one of torch
 
 def in_numpy(name, *args):
     """[(operation, *arguments)] that do what torch's operation of that name does, or None."""
-    one = np.ones((), np.float32)
+
+    def array(x):
+        return np.array(x, np.float32) if isinstance(x, float | int) else x
+
     match name, *args:
         case [same, *_] if same in NUMPY:
-            return [(NUMPY[name], *(x * one if isinstance(x, float | int) else x for x in args))]
+            return [(NUMPY[name], *map(array, args))]
         case ["_to_copy", x, out]:
             return [(np.copyto, out, x)]
         case ["addmm", b, x, w, out]:
             return [(np.dot, x, w, out), (np.add, out, b, out)]
         case ["clamp", x, low, high, out]:
-            return [(x.clip, low, high, out)]
+            return [(x.clip, array(low), array(high), out)]
+        case ["expand", x, _, out]:
+            return [(np.copyto, out, x)]
         case ["linalg_vector_norm", x, 2, None, False, out] if x.flags.c_contiguous:
             return [(np.dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out)]
         case ["masked_fill", x, mask, y, out]:
-            return [(np.copyto, out, x), (np.copyto, out, y, "same_kind", mask)]
+            return [(np.copyto, out, x), (np.copyto, out, array(y), "same_kind", mask)]
         case ["maximum" | "minimum", x, y, out]:
             return [(partial(getattr(np, name), out=out), x, y)]
         case ["mean", x, out]:
-            return [(np.add.reduce, x, None, None, out), (np.divide, out, x.size * one, out)]
+            total = np.empty_like(out)  # 0-d operations in place are slow
+            return [(np.add.reduce, x, None, None, total), (np.divide, total, array(x.size), out)]
         case ["pow", x, int() | float() as y, out] if y in (1, 2):
             return [(np.square if y == 2 else np.positive, x, out)]
         case ["rsub", x, y, 1, out]:
-            return [(np.subtract, y, x, out)]
+            return [(np.subtract, array(y), x, out)]
         case ["stack", xs, 0, out]:
             return [(np.copyto, place, x) for place, x in zip(np.split(out, len(xs)), xs)]
-        case ["sum", x, [0], _, out] if x.ndim == 2:  # faster than np.add.reduce
-            return [(np.dot, np.ones(len(x), np.float32), x, out.reshape(-1))]
+        case ["sum", x, [0 | -1 as axis], _, out] if x.ndim == 2:  # faster than np.add.reduce
+            ones = np.ones(x.shape[axis], np.float32)
+            return [(np.dot, *((x, ones) if axis else (ones, x)), out.reshape(-1))]
         case ["sum", x, [*axes], keep, out]:
             return [(np.add.reduce, x, tuple(axes), None, out, keep)]
         case ["tanh_backward", g, y, out]:
-            return [(np.square, y, out), (np.subtract, one, out, out), (np.multiply, g, out, out)]
+            rest = (np.subtract, array(1), out, out), (np.multiply, g, out, out)
+            return [(np.square, y, out), *rest]
         case ["where", mask, x, y, out]:
-            return [(np.copyto, out, y), (np.copyto, out, x, "same_kind", mask)]
+            return [(np.copyto, out, array(y)), (np.copyto, out, array(x), "same_kind", mask)]
 
 
 class Stop(Exception):
@@ -579,8 +598,7 @@ class Envs:
         self.obs_size = self.envs[0].observation_space.shape[0]
         self.action_size = self.envs[0].action_space.shape[0]
         self.obs = torch.zeros(N, self.obs_size).numpy()
-        self.final_obs = np.zeros_like(self.obs)
-        self.global_step, self.restarted = 0, 0
+        self.global_step, self.restarted, self.steps, self.cuts = 0, 0, [], []
         self.episode, self.score, self.discounted, self.actions = ([-1] * N for _ in range(4))
         for n in range(N):
             self.reset(n)
@@ -594,23 +612,32 @@ class Envs:
     def act(self, n, action):
         """Steps environment n: reward, terminated, truncated."""
         self.obs[n], reward, terminated, truncated, _ = self.envs[n].step(action)
+        reward = float(reward)
         self.actions[n].append(action)
-        self.score[n] += float(reward)
-        self.discounted[n] = self.args.gamma * self.discounted[n] + float(reward)
+        self.score[n] += reward
+        self.discounted[n] = self.args.gamma * self.discounted[n] + reward
         return reward, terminated, truncated
 
     def step(self, actions):
-        """Rewards, discounted returns so far, dones, truncations [N]; final_obs [N, O] if done."""
+        """Steps all by actions [N, A]; what they then see is in obs [N, O]."""
         self.global_step += len(self.envs)
-        rewards, returns, dones, truncations = np.zeros((4, len(self.envs)), np.float32)
-        for n, action in enumerate(actions.copy()):
-            rewards[n], terminated, truncated = self.act(n, action)
-            returns[n] = self.discounted[n]
-            if terminated or truncated:
-                dones[n], truncations[n], self.final_obs[n] = 1, not terminated, self.obs[n]
+        for n in range(len(self.envs)):
+            reward, terminated, truncated = self.act(n, actions[n].copy())
+            done = terminated or truncated
+            self.steps.append((reward, self.discounted[n], done))
+            if done:
+                if not terminated:
+                    t = (len(self.steps) - 1) // len(self.envs)
+                    self.cuts.append((t, n, self.obs[n].copy()))
                 self.on_episode(self.global_step, self.score[n], len(self.actions[n]))
                 self.reset(n)
-        return rewards, returns, dones, truncations, self.final_obs
+
+    def outcomes(self):
+        """Since the last call: rewards, discounted returns so far, dones [T, N]; of episodes that
+        time cut (t, n, final obs)."""
+        steps, cuts = np.array(self.steps, np.float32), self.cuts
+        self.steps, self.cuts = [], []
+        return *torch.tensor(steps.T.copy()).view(3, -1, len(self.envs)).numpy(), cuts
 
     def state_dict(self):
         actions = [torch.from_numpy(np.array(actions)) for actions in self.actions]

@@ -61,11 +61,10 @@ class FirstUpdate:
         return 0
 
     def compiled(self, function, *fixed):
-        self.batch = []
-
-        def step(learning_rate, clip_coef, *minibatch):
-            self.batch.append(minibatch)
-            return function(*fixed, learning_rate, clip_coef, *minibatch)
+        def step(rows, learning_rate, clip_coef, *batch):
+            self.batch = [torch.from_numpy(x) for x in batch]
+            minibatch = [x[rows] for x in self.batch]
+            return function(*fixed, *map(torch.tensor, (learning_rate, clip_coef)), *minibatch)
 
         return step
 
@@ -84,12 +83,10 @@ def first_update(args):
     note = FirstUpdate()
     with mock.patch.object(ppo, "compiled", note.compiled):
         agent = ppo.train(args, ppo.Envs(args, lambda *episode: None), note)
-    epoch = note.batch[: args.batch_size // args.minibatch_size]
-    batch = [torch.cat(x) for x in zip(*epoch)][:4]
     new = {k: p.detach().clone() for k, p in agent.named_parameters()}
     agent.load_state_dict(note.old)  # with the statistics that the update saw
     old = {k: p.detach().clone() for k, p in agent.named_parameters()}
-    return agent, old, new, batch, note.kl
+    return agent, old, new, note.batch[:4], note.kl
 
 
 def along_the_line(agent, old, new, batch, clip_coef, points):

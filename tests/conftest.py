@@ -7,7 +7,6 @@ import runpy
 import signal
 import sys
 import time
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -63,12 +62,22 @@ def minibatch_of(script, agent, size):
 def update(script, agent, minibatch, adam=None, learning_rate=0.0, step=None, **flags):
     """The METRICS of one call of script.update, or of its compiled form step, as a dict."""
     args = script.Args(**flags)
-    coefs = [torch.tensor(x) for name, x in vars(args).items() if name in ("clip_coef", "kl_coef")]
+    coefs = [x for name, x in vars(args).items() if name in ("clip_coef", "kl_coef")]
     adam = adam or script.Adam(agent.parameters(), args.adam_eps)
-    learning_rate = torch.tensor(learning_rate)
-    step = step or partial(script.update, agent, adam, args)
-    metrics = step(learning_rate, *coefs, *minibatch)
+    step = step or eager(script.update, agent, adam, args)
+    rows, batch = np.arange(len(minibatch[0])), [x.numpy() for x in minibatch]
+    metrics = step(rows, learning_rate, *coefs, *batch)
     return dict(zip(script.METRICS, metrics.tolist()))
+
+
+def eager(function, *fixed):
+    """What compiled() returns, without the compiling."""
+
+    def step(rows, *batch):
+        some = (x if isinstance(x, float) else x[rows] for x in batch)
+        return function(*fixed, *(torch.tensor(x) for x in some))
+
+    return step
 
 
 forkserver = multiprocessing.get_context("forkserver")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, Notes, minibatch_of, update
+from conftest import SCRIPTS, Notes, eager, minibatch_of, update
 from test_gae import eq11
 
 O, A, T, N = 3, 2, 16, 3
@@ -34,7 +34,10 @@ class Tape:
         results = rewards, returns, dones, truncations, self.observe()
         self.played.append((self.obs, actions.copy(), *results))
         self.obs = self.observe()
-        return results
+
+    def outcomes(self):
+        _, _, *arrays, truncations, final_obs, _ = self.rollout(len(self.played) // T - 1)
+        return *arrays, [(t, n, final_obs[t, n]) for t, n in np.argwhere(truncations)]
 
     def rollout(self, iteration):
         """obs, actions, rewards, returns, dones, truncations, final_obs [T, N, ...], next obs."""
@@ -200,7 +203,7 @@ def test_three_iterations_equal_an_independent_implementation(script, flags, mon
     calls, notes, tape = [], Notes(), Tape()
 
     def counting(function, *fixed):
-        return lambda *x: calls.append(0) or function(*fixed, *x)
+        return eager(lambda *x: calls.append(0) or function(*x), *fixed)
 
     monkeypatch.setattr(script, "compiled", counting)
     torch.set_default_dtype(torch.float64)
@@ -228,13 +231,13 @@ def test_first_minibatch_of_every_iteration_has_ratio_1(script, monkeypatch):
     kl, clip_fraction = [], []
 
     def recording(function, *fixed):
-        def step(*x):
-            metrics = function(*fixed, *x)
+        def record(*x):
+            metrics = function(*x)
             kl.append(abs(metrics[3].item()))
             clip_fraction.append(metrics[4].item())
             return metrics
 
-        return step
+        return eager(record, *fixed)
 
     monkeypatch.setattr(script, "compiled", recording)
     args = dict(num_envs=N, num_steps=T, minibatch_size=12, total_timesteps=4 * T * N, seed=2)
@@ -258,11 +261,11 @@ def test_compiled_update_equals_eager(script, flags):
     for i in range(5):
         minibatch = minibatch_of(script, old, 64)
         before = [p.clone() for p in agents[0].parameters()]
-        eager, fast = (
+        slow, fast = (
             update(script, agent, minibatch, adam, 1e-3 / (1 + i), step, **flags)
             for agent, adam, step in zip(agents, adams, (None, step))
         )
-        assert fast == pytest.approx(eager, rel=1e-4, abs=1e-6) and eager["clip_fraction"] > 0
+        assert fast == pytest.approx(slow, rel=1e-4, abs=1e-6) and slow["clip_fraction"] > 0
         for p, q, was in zip(agents[0].parameters(), agents[1].parameters(), before):
             torch.testing.assert_close(q, p, atol=2e-6, rtol=1e-5)
             assert (p - was).abs().max() > 1e-5
@@ -295,16 +298,18 @@ def test_whatever_a_copy_computes_can_be_compiled(script):
     adams = [script.Adam(agent.parameters(), 1e-5) for agent in agents]
     step = script.compiled(unusual, agents[1], adams[1], script.Args())
     for i in range(4):
-        x, y = torch.randn(64, O), torch.randn(64)
+        x, y = torch.randn(80, O), torch.randn(80)
+        rows = np.random.default_rng(i).permutation(80)[:64]
+        batch = rows, x.numpy(), y.numpy()
         torch.manual_seed(i)
-        eager = unusual(agents[0], adams[0], None, x, y)
+        expected = unusual(agents[0], adams[0], None, x[rows], y[rows])
         if i == 0:  # recording draws numbers, too
-            step(x, y)
+            step(*batch)
             agents[1].load_state_dict(agents[0].state_dict())
             adams[1].load_state_dict(adams[0].state_dict())
         else:
             torch.manual_seed(i)
-            torch.testing.assert_close(step(x, y), eager, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(step(*batch), expected, rtol=1e-4, atol=1e-5)
     for p, q in zip(agents[0].parameters(), agents[1].parameters()):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
@@ -318,15 +323,22 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so(script, capsys):
 
     agent = script.Agent(O, A, "orthogonal", 5.0)
     step = script.compiled(branching, agent, script.Adam(agent.parameters(), 1e-5), script.Args())
-    assert [step(torch.tensor(x)).item() for x in (1.0, -1.0, 1.0)] == [A, 3 * A, 4 * A]
+    assert [step(None, x).item() for x in (1.0, -1.0, 1.0)] == [A, 3 * A, 4 * A]
     out = capsys.readouterr().out
     assert out.startswith("the update is not compiled") and out.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_compiling_can_be_turned_off(script):
-    step = script.compiled(script.update, None, None, script.Args(compile=False))
-    assert step.func is script.update
+    calls = []
+
+    def function(agent, adam, args, x, y):
+        calls.append(agent)
+        return x + y.sum()
+
+    step = script.compiled(function, None, None, script.Args(compile=False))
+    sums = [step(np.array(rows), 0.5, np.arange(4.0)).item() for rows in ([0, 1], [1, 3])]
+    assert sums == [1.5, 4.5] and len(calls) == 2
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
