@@ -274,15 +274,15 @@ def train(args, envs, run):
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations  # of Table 5
-        learning_rate = torch.tensor(args.learning_rate * (alpha if args.anneal_lr else 1))
-        clip_coef = torch.tensor(args.clip_coef * (alpha if args.anneal_clip_coef else 1))
+        learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)
+        clip_coef = args.clip_coef * (alpha if args.anneal_clip_coef else 1)
+        coefs = torch.tensor([learning_rate, clip_coef], device=device)
         rollout = obs, tensor(actions), old_logprob, advantages, value_targets, values
         batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
         metrics = []
         for _ in range(args.update_epochs):
             for rows in tensor(rng.permutation(args.batch_size)).split(args.minibatch_size):
-                minibatch = [x[rows] for x in batch]
-                metrics.append(step(learning_rate, clip_coef, *minibatch).clone())
+                metrics.append(step(*coefs, *(x[rows] for x in batch)).clone())
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
                 if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
@@ -294,7 +294,7 @@ def train(args, envs, run):
             iteration,
             **{name: x.item() for name, x in metrics.items()},
             explained_variance=1 - ((value_targets - values).var() / value_targets.var()).item(),
-            learning_rate=learning_rate.item(),
+            learning_rate=learning_rate,
         )
     return agent
 

@@ -425,7 +425,7 @@ def compiled(function, agent, adam, args):
             with Recorder([*learner.state_dict().values(), *places]) as recorder:
                 result = function(agent, adam, args, *places)
             return [x.numpy() for x in places], recorder.calls, result
-        except Unrecordable as error:
+        except NotImplementedError as error:
             print(f"the update is not compiled and takes six times as long: {error}")
             return ()
         finally:
@@ -455,10 +455,6 @@ def compiled(function, agent, adam, args):
     return step
 
 
-class Unrecordable(Exception):
-    """What an update does cannot be repeated on other numbers."""
-
-
 def memory(nested):
     """Where the tensors in a nested structure lie, views where their originals do."""
     return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
@@ -476,11 +472,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
         kwargs, tags, Tag = kwargs or {}, target.tags, torch.Tag
         if Tag.data_dependent_output in tags or Tag.dynamic_output_shape in tags:
-            raise Unrecordable(f"{target} makes what follows depend on the values of a tensor")
+            raise NotImplementedError(f"{target} makes what follows depend on values of a tensor")
         changes = target._schema.is_mutable
         for x in tree_leaves(args[0]) if changes else ():
             if not memory(x) <= self.varying:  # so far it was a constant
-                self.calls.insert(0, (x.copy_, [x.clone()]))
+                self.calls.insert(0, (x.detach().copy_, [x.clone()]))
         result = target(*args, **kwargs)
         if target._schema.name == "aten::expand":
             result = result.contiguous()  # numpy is slow where a stride is 0
@@ -651,8 +647,7 @@ class Envs:
                 self.reset(n)
 
     def outcomes(self):
-        """Since the last call: rewards, discounted returns so far, dones [T, N]; of episodes that
-        time cut (t, n, final obs)."""
+        """Since the last call: rewards, discounted sums, dones [T, N]; cuts (t, n, final obs)."""
         steps, cuts = np.array(self.steps, np.float32), self.cuts
         self.steps, self.cuts = [], []
         return *torch.tensor(steps.T.copy()).view(3, -1, len(self.envs)).numpy(), cuts
