@@ -44,7 +44,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from contextlib import redirect_stderr
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -401,11 +402,19 @@ def resolve(name):
 
 def make_games(args, num_envs, **kwargs):
     """ALE's vector environment, whose own frame limit of 30 minutes truncates games."""
-    return AtariVectorEnv(
-        args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
-        repeat_action_probability=args.repeat_action_probability,
-        num_threads=min(num_envs, torch.get_num_threads()), **kwargs,
-    )  # fmt: skip
+    num_threads = min(num_envs, torch.get_num_threads())
+
+    def begin():
+        with suppress(AttributeError, OSError):  # not everywhere possible or allowed
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        return AtariVectorEnv(
+            args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
+            repeat_action_probability=args.repeat_action_probability,
+            num_threads=num_threads, **kwargs,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(1) as thread:  # what it starts will not displace the network's threads
+        return thread.submit(begin).result()
 
 
 class Games:

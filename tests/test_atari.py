@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
+import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -310,6 +312,18 @@ def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
     assert np.count_nonzero(rewards) >= 4
     for games in envs.halves:
         games.envs.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SCHED_BATCH is Linux's")
+def test_emulators_do_not_displace_the_network():
+    def threads():
+        return set(os.listdir("/proc/self/task"))
+
+    before, policy = threads(), os.sched_getscheduler(0)
+    games = ppo_atari.make_games(ppo_atari.Args(env_id="breakout"), 4)
+    games.reset()  # takes longer than the thread that began them takes to end
+    assert {os.sched_getscheduler(int(i)) for i in threads() - before} == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(0) == policy
 
 
 @pytest.mark.parametrize("name", PAPER)
