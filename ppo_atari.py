@@ -234,7 +234,10 @@ def train(args, envs, run):
     adam = Adam(agent.parameters(), args.adam_eps)
     start = run.resume(agent=agent, adam=adam, envs=envs)
     step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
-    act, threads = graphed(agent, agent, args), torch.get_num_threads()
+    old_agent = deepcopy(agent)  # pi_old
+    if args.bf16:
+        old_agent.convs.bfloat16()  # its weights are rounded once a rollout, not at every step
+    act, threads = graphed(old_agent, old_agent, args), torch.get_num_threads()
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -247,6 +250,7 @@ def train(args, envs, run):
         # Rollout: N actors run pi_old for T steps
         rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
         gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
+        old_agent.load_state_dict(agent.state_dict())
         torch.set_num_threads(max(1, threads // 2))  # the emulator moves the other half
         with torch.no_grad():
             for t in range(T):
@@ -258,10 +262,10 @@ def train(args, envs, run):
                     actions[t, n] = (pi.logits.cpu().numpy() + gumbel[t, n]).argmax(-1)  # from pi
                     games.send(actions[t, n])
             rewards, dones, cuts = envs.outcomes()
-            last_value = agent(tensor(envs.obs()))[1].cpu().numpy()
+            last_value = old_agent(tensor(envs.obs()))[1].cpu().numpy()
             if args.bootstrap_truncated:  # (+)
                 for t, n, final_obs in cuts:
-                    rewards[t, n] += args.gamma * agent(tensor(final_obs[None]))[1].item()
+                    rewards[t, n] += args.gamma * old_agent(tensor(final_obs[None]))[1].item()
         torch.set_num_threads(threads)
         run.check(iteration, logits=logits, values=values)
 
@@ -283,7 +287,7 @@ def train(args, envs, run):
         metrics = []
         for _ in range(args.update_epochs):
             for rows in tensor(rng.permutation(args.batch_size)).split(args.minibatch_size):
-                metrics.append(step(*coefs, *(x[rows] for x in batch)).clone())
+                metrics.append(step(*coefs, *(x.index_select(0, rows) for x in batch)).clone())
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
                 if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
