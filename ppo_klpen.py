@@ -441,7 +441,7 @@ def compiled(function, agent, adam, args):
         places, calls, result = recorded
         for place, x in zip(places, batch):
             if isinstance(x, float):
-                np.copyto(place, x)
+                place.fill(x)
             else:
                 x.take(rows, 0, place, "clip")  # the other modes go through one more array
         with np.errstate(all="ignore"):
@@ -510,8 +510,9 @@ def replay(target, args, kwargs, result):
     return [(refill, ())]
 
 
+dot = np.ndarray.dot  # a tenth of a microsecond faster than np.dot
 NUMPY = {  # where one call is the same as one of torch
-    "abs": np.abs, "add": np.add, "div": np.divide, "exp": np.exp, "log": np.log, "mm": np.dot,
+    "abs": np.abs, "add": np.add, "div": np.divide, "exp": np.exp, "log": np.log, "mm": dot,
     "mul": np.multiply, "neg": np.negative, "sqrt": np.sqrt, "sub": np.subtract, "tanh": np.tanh,
     "eq": np.equal, "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less,
     "logical_and": np.logical_and,
@@ -530,13 +531,13 @@ def in_numpy(name, *args):
         case ["_to_copy", x, out]:
             return [(np.copyto, out, x)]
         case ["addmm", b, x, w, out]:
-            return [(np.dot, x, w, out), (np.add, out, b, out)]
+            return [(dot, x, w, out), (np.add, out, b, out)]
         case ["clamp", x, low, high, out]:
             return [(x.clip, array(low), array(high), out)]
         case ["expand", x, _, out]:
             return [(np.copyto, out, x)]
         case ["linalg_vector_norm", x, 2, None, False, out] if x.flags.c_contiguous:
-            return [(np.dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out)]
+            return [(dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out)]
         case ["masked_fill", x, mask, y, out]:
             return [(np.copyto, out, x), (np.copyto, out, array(y), "same_kind", mask)]
         case ["maximum" | "minimum", x, y, out]:
@@ -552,7 +553,7 @@ def in_numpy(name, *args):
             return [(np.copyto, place, x) for place, x in zip(np.split(out, len(xs)), xs)]
         case ["sum", x, [0 | -1 as axis], _, out] if x.ndim == 2:  # faster than np.add.reduce
             ones = np.ones(x.shape[axis], np.float32)
-            return [(np.dot, *((x, ones) if axis else (ones, x)), out.reshape(-1))]
+            return [(dot, *((x, ones) if axis else (ones, x)), out.reshape(-1))]
         case ["sum", x, [*axes], keep, out]:
             return [(np.add.reduce, x, tuple(axes), None, out, keep)]
         case ["tanh_backward", g, y, out]:
