@@ -222,7 +222,7 @@ def test_every_outcome(folder):
         assert summary(folder, run_dir) == {"status": "finished", "score": 4.0}
         assert steps(folder, run_dir) == [1, 2, 3, 4]
     assert summary(folder, "runs/diverge")["status"] == "diverged"
-    wait_for(lambda: not list(folder.glob("ppo-*")), 10)  # where the runs worked
+    wait_for(lambda: not list(folder.glob("ppo-*")))  # where the runs worked
     failed = output.split("FAILED")[1:]
     assert sorted(x.split()[0] for x in failed) == ["runs/crash:", "runs/usage:"]
     assert "the reason of it" in output and not (folder / "runs/usage").exists()
@@ -269,7 +269,7 @@ def test_a_killed_launcher_leaves_no_orphans_and_loses_little(folder):
     sweep.kill()
     sweep.wait()
     wait_for(lambda: not processes(" fake.py ", "--run-dir runs/0"))
-    wait_for(lambda: not list(folder.glob("ppo-*")), 10)
+    wait_for(lambda: not list(folder.glob("ppo-*")))
     come_back = (folder / "runs/0/metrics.csv").read_text()
     assert finish(launch(folder, [line], "--workers", "1"))[0] == 0
     assert (folder / "runs/0/metrics.csv").read_text().startswith(come_back)
