@@ -918,7 +918,7 @@ def parse(argv):
         except SystemExit as exit:
             if not exit.code:
                 raise
-            lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
+            lines = [x.strip("│ ") for x in stderr.getvalue().splitlines() if x[:1] == "│"]
             text = re.sub("─+", "", " ".join(lines))
             raise Stop(2, text.split("For full helptext")[0]) from None
     args = replace(args, env_id=resolve(args.env_id))

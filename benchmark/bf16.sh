@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does --bf16 change the scores? Both precisions, 500,000 steps, on Pong 2,000,000, by which time it
-# is nearly won; alpha goes to 0 in them.
+# Does --bf16 change the scores? Both precisions, 500,000 steps, on Pong, which takes longer to
+# learn, 2,000,000; alpha goes to 0 in them.
 #     bash benchmark/bf16.sh [flags of launch.py]      SEEDS=1 bash benchmark/bf16.sh
 #     python benchmark/report.py bf16
 set -euo pipefail
