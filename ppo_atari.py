@@ -179,22 +179,23 @@ class Agent(nn.Module):
     def __init__(self, num_actions, network, init, bf16):
         super().__init__()
         self.bf16, layers = bf16, []
-        shapes = {  # the last layer sees all of its input: it is a full one, but faster like this
-            "nature": ((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1), (64, 512, 7, 1)),
-            "a3c": ((4, 16, 8, 4), (16, 32, 4, 2), (32, 256, 9, 1)),
+        shapes, features, hidden = {
+            "nature": (((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)), 64 * 7 * 7, 512),
+            "a3c": (((4, 16, 8, 4), (16, 32, 4, 2)), 32 * 9 * 9, 256),
         }[network]
         for shape in shapes:
             layers += initialized(nn.Conv2d(*shape), init, 2**0.5), nn.ReLU(inplace=True)
-        self.convs = nn.Sequential(*layers, nn.Flatten())
-        self.actor = initialized(nn.Linear(shapes[-1][1], num_actions), init, 0.01)
-        self.critic = initialized(nn.Linear(shapes[-1][1], 1), init, 1.0)
+        layers += nn.Flatten(), initialized(nn.Linear(features, hidden), init, 2**0.5), nn.ReLU()
+        self.body = nn.Sequential(*layers)
+        self.actor = initialized(nn.Linear(hidden, num_actions), init, 0.01)
+        self.critic = initialized(nn.Linear(hidden, 1), init, 1.0)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, obs):
         """pi, a distribution over actions [B], and value [B], both from obs [B, 84, 84, 4]."""
-        x = obs.permute(0, 3, 1, 2)  # [B, 4, 84, 84], channels last in memory
+        x = (obs.bfloat16() if self.bf16 else obs.float()).div_(255)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            x = self.convs((x.bfloat16() if self.bf16 else x.float()).div_(255)).float()
+            x = self.body(x.permute(0, 3, 1, 2)).float()  # [B, 4, 84, 84], channels last in memory
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
 
@@ -236,7 +237,7 @@ def train(args, envs, run):
     step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
     old_agent = deepcopy(agent)  # pi_old
     if args.bf16:
-        old_agent.convs.bfloat16()  # its weights are rounded once a rollout, not at every step
+        old_agent.body.bfloat16()  # its weights are rounded once a rollout, not at every step
     act, threads = graphed(old_agent, old_agent, args), torch.get_num_threads()
 
     def tensor(array):
@@ -843,6 +844,9 @@ def main():
         torch.backends.cudnn.deterministic = args.torch_deterministic
         if args.eval:
             return evaluate(args)
+        slow = args.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if args.bf16 and slow:
+            print("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
         run = Run(args)
         if run.summary.get("status") in ("finished", "diverged"):
             print(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")

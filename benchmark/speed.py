@@ -60,6 +60,7 @@ def parse_args():
     p.add_argument("--repeats", type=int, default=1)
     p.add_argument("--cores", type=int, default=1)
     p.add_argument("--cuda", action="store_true", help="let every program use the GPU")
+    p.add_argument("--no-bf16", action="store_true", help="not ours with --bf16: needs AVX-512")
     p.add_argument("--sb3", action="store_true", help="Stable-Baselines3, a package")
     p.add_argument("--cleanrl", type=Path, metavar="CHECKOUT", help="CleanRL (gymnasium 0.29)")
     p.add_argument("--leanrl", type=Path, metavar="CHECKOUT", help="LeanRL (gymnasium 0.29)")
@@ -85,7 +86,7 @@ def programs(args):
     own = line + " --run-dir {run} --max-grad-norm 0.5"  # as the others do
     ours = ROOT / f"ppo_{kind}.py", "torch gymnasium tyro", own
     found = {"ours": (sys.executable, *ours)}
-    if args.atari:
+    if args.atari and not args.no_bf16:
         found["ours bf16"] = (sys.executable, *ours[:2], own + " --bf16")
     if args.sb3:
         sb3_line = f"--drive sb3 {{task}} {{steps}} {{seed}} {args.cores} {args.cuda}"

@@ -352,10 +352,10 @@ def network(w, obs):
     """log pi and V of obs [B, 84, 84, 4], in float64 from weights w by name, channels first."""
     w = {name: x.double() for name, x in w.items()}
     x = torch.as_tensor(obs).permute(0, 3, 1, 2).double() / 255
-    *convolutions, full = [name[:-7] for name in w if re.fullmatch("convs.*weight", name)]
+    *convolutions, full = [name[:-7] for name in w if re.fullmatch("body.*weight", name)]
     for name, stride in zip(convolutions, (4, 2, 1)):
         x = F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride))
-    x = F.relu(F.linear(x.flatten(1), w[f"{full}.weight"].flatten(1), w[f"{full}.bias"]))
+    x = F.relu(F.linear(x.flatten(1), w[f"{full}.weight"], w[f"{full}.bias"]))
     logits = F.linear(x, w["actor.weight"], w["actor.bias"])
     return logits.log_softmax(-1), F.linear(x, w["critic.weight"], w["critic.bias"])[:, 0]
 
@@ -366,7 +366,7 @@ def screens(*shape):
 
 @pytest.mark.parametrize("kind, size", [("nature", 1_687_719), ("a3c", 677_943)])
 def test_agent_equals_a_reference(kind, size):
-    """Whose last hidden layer is a full one; bfloat16 makes a difference, but a small one."""
+    """bfloat16 makes a difference, but a small one."""
     torch.manual_seed(1)
     agent, obs = ppo_atari.Agent(6, kind, "torch", False), screens(5)
     with torch.no_grad():
