@@ -527,6 +527,29 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
     assert all(row["clip_fraction"] > 0 for row in notes.rows)
 
 
+def test_bfloat16_changes_an_iteration_but_little():
+    size = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=64, update_epochs=1)
+    plain, rough = Notes(), Notes()
+    for notes, bf16 in ((plain, False), (rough, True)):
+        args = ppo_atari.Args(**size, learning_rate=1e-5, bf16=bf16, cuda=False)
+        agent = ppo_atari.train(args, Tape(4), notes)
+        assert {p.dtype for p in agent.parameters()} == {torch.float32}
+    assert rough.rows[0] != plain.rows[0]
+    assert rough.rows[0] == pytest.approx(plain.rows[0], rel=0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("processor, expected", [("AVX2", "slower with it"), ("AVX512", "")])
+def test_bfloat16_says_where_it_is_slow(processor, expected, monkeypatch, capsys):
+    def stop(args):
+        raise ppo_atari.Stop(2, "far enough")
+
+    monkeypatch.setattr(ppo_atari, "Run", stop)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setattr(sys, "argv", ["ppo_atari.py", "--bf16", "--no-cuda"])
+    assert ppo_atari.main() == 2
+    assert expected in (said := capsys.readouterr().out) and bool(said) == bool(expected)
+
+
 class Graph:
     """Stands in for a CUDA graph: notes what is called in its capture, and repeats it."""
 
