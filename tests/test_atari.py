@@ -531,11 +531,11 @@ def test_bfloat16_changes_an_iteration_but_little():
     size = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=64, update_epochs=1)
     plain, rough = Notes(), Notes()
     for notes, bf16 in ((plain, False), (rough, True)):
-        args = ppo_atari.Args(**size, learning_rate=1e-5, bf16=bf16, cuda=False)
+        args = ppo_atari.Args(**size, learning_rate=1e-3, bf16=bf16, cuda=False)
         agent = ppo_atari.train(args, Tape(4), notes)
         assert {p.dtype for p in agent.parameters()} == {torch.float32}
     assert rough.rows[0] != plain.rows[0]
-    assert rough.rows[0] == pytest.approx(plain.rows[0], rel=0.02, abs=0.01)
+    assert rough.rows[0] == pytest.approx(plain.rows[0], rel=0.1, abs=1e-4)
 
 
 @pytest.mark.parametrize("processor, expected", [("AVX2", "slower with it"), ("AVX512", "")])
