@@ -844,15 +844,15 @@ def main():
         torch.backends.cudnn.deterministic = args.torch_deterministic
         if args.eval:
             return evaluate(args)
-        slow = args.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        if args.bf16 and slow:
-            print("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
         run = Run(args)
         if run.summary.get("status") in ("finished", "diverged"):
             print(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
             return 0 if run.summary["status"] == "finished" else 3
         envs = Envs(args, run.episode)
         run.start()
+        slow = args.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if args.bf16 and slow:
+            print("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
         agent = train(args, envs, run)
         if args.save_model:
             run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
