@@ -289,8 +289,10 @@ def origin(name, runs):
     lines = [f"`python benchmark/report.py {name}`"]
     if (HERE / f"{name}.sh").exists():
         lines = [f"`bash benchmark/{name}.sh`, then {lines[0]}"]
-    lines += [f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; {seconds / 3600:.1f} hours of"
-              " training in all, one core a run"]  # fmt: skip
+    threads = {r["versions"].partition(" threads=")[2] or "1" for r in runs}
+    cores = "one core" if threads == {"1"} else f"{' or '.join(sorted(threads))} threads"
+    lines += [f"{len(runs)} run{'s' * (len(runs) > 1)}, seeds {', '.join(map(str, seeds))};"
+              f" {seconds / 3600:.1f} hours of training in all, {cores} a run"]  # fmt: skip
     lines += [f"command of the first: `{runs[0]['command']}`"]
     for title, column in (("commit", "git_commit"), ("with", "versions"), ("on", "machine")):
         values = sorted({r.get(column) or "not recorded" for r in runs})
@@ -465,6 +467,10 @@ def atari_text(runs):
     ours = {m: {g: np.array([float(r[m]) for r in done if r["task"] == g]) for g in paper}
             for m in ("score", "score_all")}  # fmt: skip
     games = [g for g in paper if len(ours["score"][g])]
+    begun = [f"{r['task']} seed {r['seed']}, {short(float(r['score']))} after"
+             f" {float(r['global_step']) / 1e6:.1f}M steps" for r in runs
+             if r["status"] == "interrupted" and r["score"]]  # fmt: skip
+    begun = f"\n**Not finished yet, and not counted: {'; '.join(begun)}.**\n" if begun else ""
     rows = []
     for g, p in paper.items():
         cells = [g]
@@ -481,7 +487,7 @@ def atari_text(runs):
 {len(games)} of {len(paper)} games. After ±: standard error over seeds. Last 100 episodes of a run
 is the paper's metric 2, printed in its Table 6; all of training is its metric 1, whose numbers by
 game it does not print.
-
+{begun}
 {markdown(head, rows)}
 ![learning curves](curves.png)
 

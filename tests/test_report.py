@@ -235,9 +235,12 @@ def test_atari_table_of_what_there_is(tmp_path):
         make_run(folder, seed, score)
         rows = (folder / "metrics.csv").read_text().replace("final_kl", "kl")
         (folder / "metrics.csv").write_text(rows)
+    make_run(tmp_path / "runs/ppo_atari/Alien/1", 1, 700.0, "interrupted")
+    make_run(tmp_path / "runs/ppo_atari/Alien/2", 2, 800.0, None)  # killed, so of unknown score
     done = make_report(tmp_path, "atari")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/README.md").read_text()
+    assert "not counted: Alien seed 1, 700 after 0.0M steps." in text
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "| 20.4 ± 0.4 |" in lines["Pong"] and "| 400 ± 100 |" in lines["Breakout"]
     assert lines["Alien"].count("missing") == 2 and text.count("missing |") == 2 * 47
