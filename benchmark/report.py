@@ -764,8 +764,8 @@ def games_picture(plt, path, curves):
             ax.fill_between(steps / 1e6, low, high, color=CYCLE[0], alpha=0.2, linewidth=0)
             ax.plot(steps / 1e6, mean, color=CYCLE[0])
         ax.axhline(float(row["ppo"]), color="#000000", linestyle="--", linewidth=1)
+        ax.set_xlim(0, 10)
         if not found:
-            ax.set_xlim(0, 10)
             ax.text(0.5, 0.5, "missing", transform=ax.transAxes, ha="center", va="bottom",
                     color="#777777")  # fmt: skip
         ax.set_title(row["game"], fontsize=9)
