@@ -7,7 +7,7 @@ Every run is a fresh process pinned to the same cores; programs alternate: ours,
 ours, ... Time is that of the whole process: imports, compilation (LeanRL's, into an empty cache),
 training, exit. Memory is the peak of its largest process. All do the same work:
 MuJoCo -v4, 2048 steps, minibatches of 64, 10 epochs, two 64-64 tanh networks (Table 3); Atari
-8 games, 128 steps, minibatches of 256, 3 epochs, the Nature CNN (Table 5), ours also with --bf16.
+8 games, 128 steps, 4 minibatches, 3 epochs, the Nature CNN (Table 5), ours also with --bf16.
 
 With --peer-steps the others, with --own-steps ours, run for fewer steps and their time is
 extrapolated, and marked so:
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MUJOCO = "HalfCheetah Hopper InvertedDoublePendulum InvertedPendulum Reacher Swimmer Walker2d"
 TABLES = dict(
     continuous=" --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10",
-    atari=" --num-envs 8 --num-steps 128 --num-minibatches 4 --update-epochs 3 --clip-coef 0.1",
+    atari=" --num-envs {N} --num-steps 128 --num-minibatches 4 --update-epochs 3 --clip-coef 0.1",
 )
 COLUMNS = """order repeat task program steps seconds sps extrapolated peak_mib startup_s steps_run
     marginal_us wall_s cpu_s env_us act_us update_us mj_step_us""".split()
@@ -54,6 +54,7 @@ def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--tasks", nargs="+", help="default: the paper's seven, or Breakout")
     p.add_argument("--atari", action="store_true", help="ppo_atari.py")
+    p.add_argument("--num-envs", type=int, default=8, help="games of --atari at once")
     p.add_argument("--steps", type=float, help="cut to whole iterations; default: 1e6, Atari 1e7")
     p.add_argument("--peer-steps", type=float, help="fewer steps for the others; extrapolate")
     p.add_argument("--own-steps", type=float, help="fewer steps for ours; extrapolate")
@@ -70,7 +71,7 @@ def parse_args():
     p.add_argument("--from-csv", type=Path, metavar="CSV", help="only print the tables")
     args = p.parse_args()
     args.tasks = args.tasks or (["Breakout"] if args.atari else MUJOCO.split())
-    args.batch = 8 * 128 if args.atari else 2048
+    args.batch = args.num_envs * 128 if args.atari else 2048
     args.steps = args.steps or (1e7 if args.atari else 1e6)
     for name in ("steps", "peer_steps", "own_steps"):
         steps = min(args.steps, getattr(args, name) or args.steps)
@@ -84,15 +85,19 @@ def programs(args):
     line = "--env-id {task} --total-timesteps {steps} --seed {seed} "
     line += "--cuda" if args.cuda else "--no-cuda"
     own = line + " --run-dir {run} --max-grad-norm 0.5"  # as the others do
+    if args.atari:
+        own += f" --num-envs {args.num_envs} --minibatch-size {args.batch // 4}"
     ours = ROOT / f"ppo_{kind}.py", "torch gymnasium tyro", own
     found = {"ours": (sys.executable, *ours)}
     if args.atari and not args.no_bf16:
         found["ours bf16"] = (sys.executable, *ours[:2], own + " --bf16")
     if args.sb3:
         sb3_line = f"--drive sb3 {{task}} {{steps}} {{seed}} {args.cores} {args.cuda}"
+        sb3_line += f" {args.num_envs}"
         needs = "torch gymnasium stable_baselines3" + " cv2 ale_py" * args.atari
         found["sb3"] = (args.peer_python, Path(__file__), needs, sb3_line)
-    old_python, line = args.cleanrl_python or args.peer_python, line + TABLES[kind]
+    old_python = args.cleanrl_python or args.peer_python
+    line += TABLES[kind].replace("{N}", str(args.num_envs))
     if args.cleanrl:
         script = args.cleanrl / f"cleanrl/ppo_{kind}{'' if args.atari else '_action'}.py"
         needs = "torch gymnasium<1 tyro tensorboard" + " cv2 ale_py" * args.atari
@@ -101,7 +106,8 @@ def programs(args):
         kind += "_envpool" if args.atari else "_action"
         script = args.leanrl / f"leanrl/ppo_{kind}_torchcompile.py"
         needs = "torch gymnasium<1 tyro tqdm wandb tensordict" + " gym envpool" * args.atari
-        found["leanrl"] = (old_python, script, needs, line + " --compile")
+        line += " --compile" + " --cudagraphs" * args.cuda
+        found["leanrl"] = (old_python, script, needs, line)
     return found
 
 
@@ -212,7 +218,7 @@ def measure(name, task, repeat, work, args, found):
         peak_mib=usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         cpu_s=usage.ru_utime + usage.ru_stime,
     )  # fmt: skip
-    drives = {"split": [task, *line.split()[-1:] * ("bf16" in name)]} if ours else {}
+    drives = {"split": [task, *line.split("0.5")[1].split()]} if ours else {}
     if ours and not args.atari:
         drives["physics"] = [run]
     for drive, what in drives.items():
@@ -249,7 +255,7 @@ def drive_probe(needs, *tasks):
     print(json.dumps([missing, gpu, ", ".join(" ".join(item) for item in versions.items())]))
 
 
-def drive_sb3(task, steps, seed, cores, cuda):
+def drive_sb3(task, steps, seed, cores, cuda, num_envs):
     import gymnasium as gym
     import torch
     from stable_baselines3 import PPO
@@ -265,8 +271,10 @@ def drive_sb3(task, steps, seed, cores, cuda):
     common |= dict(gamma=0.99, gae_lambda=0.95, max_grad_norm=0.5)
     if "NoFrameskip" in task:
         gym.register_envs(__import__("ale_py"))
-        envs = vec_env.VecFrameStack(env_util.make_atari_env(task, 8, int(seed)), 4)
-        table5 = dict(n_steps=128, batch_size=256, n_epochs=3, ent_coef=0.01, vf_coef=1.0)
+        envs = env_util.make_atari_env(task, int(num_envs), int(seed))
+        envs = vec_env.VecFrameStack(envs, 4)
+        batch_size = 32 * int(num_envs)
+        table5 = dict(n_steps=128, batch_size=batch_size, n_epochs=3, ent_coef=0.01, vf_coef=1.0)
         ppo = LoudPPO("CnnPolicy", envs, 2.5e-4, clip_range=0.1, **table5, **common)
     else:
         envs = vec_env.VecNormalize(vec_env.DummyVecEnv([lambda: gym.make(task)]))
@@ -341,7 +349,7 @@ def drive_split(script, task, *flags):
         module.Envs.step = timed("env_us", module.Envs.step)
     if graphed := getattr(module, "graphed", None):
         module.graphed = timed_graph
-        module.Games.obs = timed("env_us", module.Games.obs)
+        module.AtariVectorEnv.recv = timed("env_us", module.AtariVectorEnv.recv)
     sys.argv = [script, "--env-id", task, "--run-dir", "split", *flags]
     module.main()
 

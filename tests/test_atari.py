@@ -34,6 +34,7 @@ Freeway Frostbite Gopher Gravitar IceHockey Jamesbond Kangaroo Krull KungFuMaste
 MsPacman NameThisGame Pitfall Pong PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest
 SpaceInvaders StarGunner Tennis TimePilot Tutankham UpNDown Venture VideoPinball WizardOfWor
 Zaxxon""".split()
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 STEPS = {"breakout": 500, "pong": 1050, "seaquest": 700, "qbert": 600, "freeway": 2055}
 
 
@@ -527,6 +528,25 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
     assert all(row["clip_fraction"] > 0 for row in notes.rows)
 
 
+@needs_gpu
+def test_gpu_equals_the_same_implementation():
+    """Graphs, in float32: weights have moved by the same, to a thousandth, as in float64."""
+    size = dict(num_envs=4, num_steps=8, minibatch_size=8, total_timesteps=96)
+    args, notes, tape = ppo_atari.Args(**size, seed=3, learning_rate=1e-3), Notes(), Tape(4)
+    torch.backends.cudnn.allow_tf32 = False
+    agent = ppo_atari.train(args, tape, notes)
+    begin = {name: x.cpu().double() for name, x in notes.weights.items()}
+    expected_tape, expected_rows, weights, _ = reference(args, begin)
+    for step, expected in zip(tape.played, expected_tape.played):
+        for x, y in zip(step, expected):
+            np.testing.assert_array_equal(x, y)
+    for row, expected in zip(notes.rows, expected_rows):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    for name, x in weights.items():
+        error = agent.state_dict()[name].cpu() - x.detach()
+        assert error.norm() < 1e-3 * (x.detach() - begin[name]).norm()
+
+
 def test_bfloat16_changes_an_iteration_but_little():
     size = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=64, update_epochs=1)
     plain, rough = Notes(), Notes()
@@ -625,14 +645,19 @@ def test_actions_are_independent_samples_of_pi(monkeypatch):
 # Runs
 
 ARGV = """--num-envs 2 --num-steps 64 --minibatch-size 64 --update-epochs 1 --total-timesteps 1280
---network a3c --no-cuda --checkpoint-every 3 --run-dir run""".split()
+--network a3c --checkpoint-every 3 --run-dir run""".split()
+
+
+@pytest.fixture(scope="module", params=["--no-cuda", pytest.param("--cuda", marks=needs_gpu)])
+def device(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, device):
     """The directory of a run of ten iterations that nothing happened to."""
     cwd = tmp_path_factory.mktemp("whole") / "cwd"
-    program = Program(ppo_atari, cwd, *ARGV)
+    program = Program(ppo_atari, cwd, *ARGV, device)
     assert program.wait() == 0 and program.err == "", program.err
     return cwd / "run"
 
@@ -651,26 +676,26 @@ def test_directory_holds_what_the_contract_says(whole):
     assert json.loads((whole / "args.json").read_text())["env_id"] == "breakout"
 
 
-def test_killed_run_ends_with_the_same_bytes(whole, tmp_path):
+def test_killed_run_ends_with_the_same_bytes(whole, device, tmp_path):
     """Stopped after the second iteration, killed after the fifth, which is no checkpoint's."""
     cwd = tmp_path / "cwd"
     metrics = cwd / "run/metrics.csv"
     for iterations, signum, code in ((2, signal.SIGTERM, 143), (5, signal.SIGKILL, -9)):
-        program = Program(ppo_atari, cwd, *ARGV)
+        program = Program(ppo_atari, cwd, *ARGV, device)
         program.until(lambda n=iterations: metrics.exists() and len(rows(metrics)) >= n)
         assert program.wait(signum) == code
         assert iterations <= len(rows(metrics)) < 10
-    program = Program(ppo_atari, cwd, *ARGV)
+    program = Program(ppo_atari, cwd, *ARGV, device)
     assert program.wait() == 0, program.err
     assert "goes on after iteration" in program.out and "not bit for bit" not in program.out
     assert results(cwd / "run") == results(whole)
 
 
-def test_film_is_the_game_in_colour(whole, tmp_path, monkeypatch, capsys):
+def test_film_is_the_game_in_colour(whole, device, tmp_path, monkeypatch, capsys):
     """--eval with --capture-video: ten games as people see them, cut short here."""
     limit_games(monkeypatch, 60)
     run = shutil.copytree(whole, tmp_path / "run")
-    argv = ["--eval", str(run), "--capture-video", "--no-cuda"]
+    argv = ["--eval", str(run), "--capture-video", device]
     assert ppo_atari.evaluate(ppo_atari.parse(argv)) == 0
     out = capsys.readouterr().out
     films = sorted(run.glob("videos/*.gif"), key=lambda path: int(path.stem.split("-")[-1]))
