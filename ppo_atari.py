@@ -50,6 +50,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -239,6 +240,7 @@ def train(args, envs, run):
     if args.bf16:
         old_agent.body.bfloat16()  # its weights are rounded once a rollout, not at every step
     act, threads = graphed(old_agent, old_agent, args), torch.get_num_threads()
+    pool, turn = ThreadPoolExecutor(len(envs.groups)), threading.Lock()
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -247,21 +249,28 @@ def train(args, envs, run):
     logits = torch.zeros(T, N, envs.num_actions, device=device)
     values = torch.zeros(T, N, device=device)
     actions = np.zeros((T, N), np.int64)
+
+    @torch.no_grad()
+    def play(games, gumbel):
+        """T steps of one group of games, which move while the network sees those of another."""
+        n = games.ids
+        for t in range(T):
+            screens = torch.from_numpy(games.obs())
+            with turn:
+                seen = obs[t, n].copy_(screens, non_blocking=True)
+                pi, values[t, n] = act(seen)
+                logits[t, n] = pi.logits
+            actions[t, n] = (logits[t, n].cpu().numpy() + gumbel[t, n]).argmax(-1)  # from pi
+            games.send(actions[t, n])
+
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
         rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
         gumbel = rng.gumbel(size=logits.shape).astype(np.float32)
         old_agent.load_state_dict(agent.state_dict())
-        torch.set_num_threads(max(1, threads // 2))  # the emulator moves the other half
+        torch.set_num_threads(max(1, threads // 2))  # the emulators take the others
+        list(pool.map(partial(play, gumbel=gumbel), envs.groups))
         with torch.no_grad():
-            for t in range(T):
-                for games in envs.halves:  # one half moves while the network sees the other
-                    n = games.ids
-                    obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
-                    pi, value = act(obs[t, n])
-                    actions[t, n] = (pi.logits.cpu().numpy() + gumbel[t, n]).argmax(-1)  # from pi
-                    games.send(actions[t, n])
-                    logits[t, n], values[t, n] = pi.logits, value
             rewards, dones, cuts = envs.outcomes()
             last_value = old_agent(tensor(envs.obs()))[1].cpu().numpy()
             if args.bootstrap_truncated:  # (+)
@@ -433,14 +442,14 @@ class Games:
     tape_length = 8192
     arrays = ("starts", "seedings", "lengths", "scores", "lives", "screens")
 
-    def __init__(self, args, on_episode, ids):
-        self.args, self.on_episode, self.ids = args, on_episode, ids
+    def __init__(self, args, ids):
+        self.args, self.ids = args, ids
         self.n = ids.stop - ids.start
         self.envs = make_games(args, self.n)
         self.global_step, self.restarted, self.tape = 0, 0, []
         self.starts, self.seedings, self.lengths = (np.zeros(self.n, np.int64) for _ in range(3))
         self.scores = np.zeros(self.n)
-        self.moving, self.rewards, self.dones, self.cuts = False, [], [], []
+        self.moving, self.steps, self.cuts, self.episodes = False, [], [], []
         pinned = args.device.type == "cuda"  # a GPU reads such memory while the program goes on
         self.screens = torch.zeros(self.n, 84, 84, 4, dtype=torch.uint8, pin_memory=pinned).numpy()
         self.seed(np.ones(self.n, bool))
@@ -470,25 +479,39 @@ class Games:
     def receive(self):
         """Waits for the end of the step and notes its outcome."""
         lives, self.moving = self.lives, False
-        self.global_step += self.args.num_envs
         obs, rewards, terminated, truncated, info = self.envs.recv()
         over = terminated | truncated
-        for i in np.flatnonzero(truncated):
-            last = info["final_obs"][i].transpose(1, 2, 0).copy()
-            self.cuts.append((len(self.dones), self.ids.start + i, last))
         self.see(obs, info)
+        self.steps.append((rewards.copy(), over, lives, self.lives))
+        self.global_step += self.args.num_envs
         self.scores += rewards
         self.lengths += 1
+        if over.any():
+            self.end(over, truncated, info)
+
+    def end(self, over, truncated, info):
+        """Notes games that are over [n] and have made room for the next."""
         for i in np.flatnonzero(over):
-            self.on_episode(self.global_step, float(self.scores[i]), int(self.lengths[i]))
-        life_lost = (self.lives < lives) & (self.lives > 0) & self.args.episodic_life  # (+)
-        self.dones.append(over | life_lost)
-        self.rewards.append(np.sign(rewards) if self.args.clip_rewards else rewards.copy())  # (+)
+            score, length = float(self.scores[i]), int(self.lengths[i])
+            self.episodes.append((self.global_step, self.ids.start + i, score, length))
+            if truncated[i]:
+                last = info["final_obs"][i].transpose(1, 2, 0).copy()
+                self.cuts.append((len(self.steps) - 1, self.ids.start + i, last))
         self.scores[over] = self.lengths[over] = 0
         long = over & (len(self.tape) - self.starts >= self.tape_length)
         if long.any():
             self.starts[long], self.seedings[long] = len(self.tape), self.seedings[long] + 1
             self.seed(long)
+
+    def outcomes(self):
+        """Of the steps since the last call: rewards, dones [T, n], cuts and episodes."""
+        rewards, over, before, after = map(np.array, zip(*self.steps))
+        if self.args.clip_rewards:  # (+)
+            rewards = np.sign(rewards)
+        life_lost = (after < before) & (after > 0) & self.args.episodic_life  # (+)
+        outcomes = rewards, over | life_lost, self.cuts, self.episodes
+        self.steps, self.cuts, self.episodes = [], [], []
+        return outcomes
 
     def state_dict(self):
         begin = int(self.starts.min())
@@ -517,40 +540,43 @@ class Games:
 
 
 class Envs:
-    """num_envs games, in two halves that move in turn."""
+    """num_envs games, in groups that move at a time of their own."""
 
     def __init__(self, args, on_episode):
-        ids = np.array_split(range(args.num_envs), min(2, args.num_envs))
-        self.halves = [Games(args, on_episode, slice(i[0], i[-1] + 1)) for i in ids]
-        self.num_actions = int(self.halves[0].envs.single_action_space.n)
+        self.on_episode = on_episode
+        num_groups = min(4 if args.device.type == "cuda" else 2, args.num_envs)
+        ids = np.array_split(range(args.num_envs), num_groups)
+        self.groups = [Games(args, slice(i[0], i[-1] + 1)) for i in ids]
+        self.num_actions = int(self.groups[0].envs.single_action_space.n)
 
     def obs(self):
-        return np.concatenate([games.obs() for games in self.halves])
+        return np.concatenate([games.obs() for games in self.groups])
 
     def outcomes(self):
         """Since the last call: rewards, dones [T, N]; of games that time cut (t, id, final obs)."""
         self.obs()
-        rewards = np.hstack([games.rewards for games in self.halves]).astype(np.float32)
-        dones = np.hstack([games.dones for games in self.halves]).astype(np.float32)
-        cuts = [cut for games in self.halves for cut in games.cuts]
-        for games in self.halves:
-            games.rewards, games.dones, games.cuts = [], [], []
-        return rewards, dones, cuts
+        rewards, dones, cuts, episodes = zip(*(games.outcomes() for games in self.groups))
+        for global_step, _, score, length in sorted(chain(*episodes)):
+            self.on_episode(global_step, score, length)
+        rewards, dones = (np.hstack(x).astype(np.float32) for x in (rewards, dones))
+        return rewards, dones, list(chain(*cuts))
 
     @property
     def global_step(self):
-        return self.halves[-1].global_step
+        return self.groups[-1].global_step
 
     @property
     def restarted(self):
-        return sum(games.restarted for games in self.halves)
+        return sum(games.restarted for games in self.groups)
 
     def state_dict(self):
-        return {"halves": [games.state_dict() for games in self.halves]}
+        return {"groups": [games.state_dict() for games in self.groups]}
 
     def load_state_dict(self, state):
-        for games, half in zip(self.halves, state["halves"]):
-            games.load_state_dict(half)
+        if len(state["groups"]) != len(self.groups):
+            raise ValueError("it was made on a GPU, or this is one")
+        for games, part in zip(self.groups, state["groups"]):
+            games.load_state_dict(part)
 
 
 class Run:

@@ -148,14 +148,14 @@ class Player:
         """Actions, rewards, dones [N] and {n: final obs} of games that ran out of time."""
         any_action = self.rng.integers(self.envs.num_actions, size=self.N)
         actions = np.where(self.rng.random(self.N) < 0.5, 1, any_action)
-        for games in self.envs.halves:
+        for games in self.envs.groups:
             games.send(actions[games.ids])
         (rewards,), (dones,), cuts = self.envs.outcomes()
         assert all(t == 0 for t, _, _ in cuts)
         return actions, rewards, dones, {n: final_obs for _, n, final_obs in cuts}
 
     def close(self):
-        for games in self.envs.halves:
+        for games in self.envs.groups:
             games.envs.close()
 
     def follows(self, games, steps, again=None):
@@ -169,7 +169,7 @@ class Player:
             lives = [game.lives for game in games]
             actions, rewards, dones, cuts = self.step()
             screens = self.envs.obs()
-            lives_now = np.concatenate([half.lives for half in self.envs.halves])
+            lives_now = np.concatenate([games.lives for games in self.envs.groups])
             for n, action in enumerate(actions):
                 reward = games[n].step(action)
                 score[n], length[n] = score[n] + reward, length[n] + 1
@@ -254,18 +254,18 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
     flags = dict(env_id=name, repeat_action_probability=sticky, num_envs=3)
     whole, broken = Player(**flags), Player(**flags)
     for step in range(450):
-        if step == 300 or any(len(half.tape) == half.starts[0] for half in broken.envs.halves):
+        if step == 300 or any(len(x.tape) == x.starts[0] for x in broken.envs.groups):
             file = io.BytesIO()
             torch.save(broken.envs.state_dict(), file)
             file.seek(0)
             broken.close()
-            broken.envs = ppo_atari.Envs(broken.args, broken.envs.halves[0].on_episode)
+            broken.envs = ppo_atari.Envs(broken.args, broken.envs.on_episode)
             broken.envs.load_state_dict(torch.load(file, weights_only=True))
         for x, y in zip((*broken.step(), broken.envs.obs()), (*whole.step(), whole.envs.obs())):
             np.testing.assert_array_equal(x, y)
     assert broken.episodes == whole.episodes
     assert broken.envs.global_step == 1350 and broken.envs.restarted == 0
-    states = [player.envs.state_dict()["halves"] for player in (broken, whole)]
+    states = [player.envs.state_dict()["groups"] for player in (broken, whole)]
     for ours, theirs in zip(*states):
         for key, x in theirs.items():
             np.testing.assert_array_equal(ours[key], x)
@@ -278,7 +278,7 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
 def test_a_game_that_does_not_repeat_itself_is_reported(capsys):
     player = Player(env_id="breakout")
     state = player.envs.state_dict()
-    state["halves"][1]["screens"][0] += 1
+    state["groups"][1]["screens"][0] += 1
     player.envs.load_state_dict(state)
     assert player.envs.restarted == 1
     assert "game 1 does not repeat itself" in capsys.readouterr().out
@@ -311,7 +311,7 @@ def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
             rewards[t, n] += 0.99 * agent(torch.from_numpy(final_obs[None]))[1].item()
     np.testing.assert_allclose(given[0][0], rewards, rtol=1e-5, atol=1e-6)
     assert np.count_nonzero(rewards) >= 4
-    for games in envs.halves:
+    for games in envs.groups:
         games.envs.close()
 
 
@@ -388,33 +388,35 @@ class Tape:
     num_actions = 3
 
     def __init__(self, num_envs):
-        self.rng, self.N = np.random.default_rng(1), num_envs
-        self.played, self.told, self.actions = [], 0, np.zeros(num_envs, int)
-        self.screens = self.draw()
-        ids = slice(0, num_envs // 2), slice(num_envs // 2, num_envs)
-        self.halves = [
-            SimpleNamespace(ids=i, obs=partial(self.obs, i), send=partial(self.send, i))
-            for i in ids
-        ]
+        self.N, self.told, self.steps = num_envs, 0, []
+        halves = slice(0, num_envs // 2), slice(num_envs // 2, num_envs)
+        self.groups = [SimpleNamespace(ids=ids, actions=[]) for ids in halves]
+        for games in self.groups:
+            games.obs, games.send = partial(self.obs, games), partial(self.send, games)
 
-    def draw(self):
-        return self.rng.integers(0, 256, (self.N, 84, 84, 4), dtype=np.uint8)
+    def step(self, t):
+        """screens, rewards, dones, truncated, final_obs of step t."""
+        rng = np.random.default_rng(t)
+        dones = (rng.random(self.N) < 0.3).astype(np.float32)
+        truncated = (dones > 0) & (rng.random(self.N) < 0.7)
+        rewards = rng.integers(-1, 2, self.N).astype(np.float32)
+        screens, final_obs = rng.integers(0, 256, (2, self.N, 84, 84, 4), dtype=np.uint8)
+        return screens, rewards, dones, truncated, final_obs
 
-    def obs(self, ids=slice(None)):
-        return self.screens[ids]
+    def obs(self, games=None):
+        screens, *_ = self.step(len((games or self.groups[0]).actions))
+        return screens[games.ids] if games else screens
 
-    def send(self, ids, actions):
-        self.actions[ids] = actions
-        if ids.stop == self.N:
-            self.step(self.actions)
+    def send(self, games, actions):
+        games.actions.append(actions.copy())
 
-    def step(self, actions):
-        rewards = self.rng.integers(-1, 2, self.N).astype(np.float32)
-        dones = (self.rng.random(self.N) < 0.3).astype(np.float32)
-        truncated = (dones > 0) & (self.rng.random(self.N) < 0.7)
-        results = rewards, dones, truncated, self.draw()
-        self.played.append((self.screens, actions.copy(), *results))
-        self.screens = self.draw()
+    @property
+    def played(self):
+        """(screens, actions, rewards, dones, truncated, final_obs) of each step of all games."""
+        for actions in list(zip(*(games.actions for games in self.groups)))[len(self.steps) :]:
+            screens, *outcome = self.step(len(self.steps))
+            self.steps.append((screens, np.concatenate(actions), *outcome))
+        return self.steps
 
     def outcomes(self):
         _, _, rewards, dones, truncated, final_obs = zip(*self.played[self.told :])
@@ -437,15 +439,17 @@ def reference(args, w):
         logp, values, rewards, dones = [], [], [], []
         with torch.no_grad():
             for t in range(T):
-                logits, value = network(w, tape.screens)
-                tape.step((logits.numpy() + noise[t]).argmax(-1))
+                logits, value = network(w, tape.obs())
+                actions = (logits.numpy() + noise[t]).argmax(-1)
+                for games in tape.groups:
+                    games.send(actions[games.ids])
                 *_, reward, done, truncated, final_obs = tape.played[-1]
                 cut_value = args.gamma * truncated * network(w, final_obs)[1].numpy()
                 dones.append(done)
                 rewards.append(reward + args.bootstrap_truncated * cut_value)
                 logp.append(logits)
                 values.append(value.numpy())
-            last_value = network(w, tape.screens)[1].numpy()
+            last_value = network(w, tape.obs())[1].numpy()
         obs, actions = (np.concatenate(x) for x in list(zip(*tape.played[-T:]))[:2])
         old_logp = torch.cat(logp)[range(T * N), actions]
         rollout = np.array(rewards), np.array(values), np.array(dones), last_value
@@ -530,9 +534,9 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
 
 @needs_gpu
 def test_gpu_equals_the_same_implementation():
-    """Graphs, in float32: weights have moved by the same, to a thousandth, as in float64."""
-    size = dict(num_envs=4, num_steps=8, minibatch_size=8, total_timesteps=96)
-    args, notes, tape = ppo_atari.Args(**size, seed=3, learning_rate=1e-3), Notes(), Tape(4)
+    """Graphs, in float32: two minibatches, before Adam's divisions make much of rounding."""
+    size = dict(num_envs=4, num_steps=8, minibatch_size=16, total_timesteps=32, update_epochs=1)
+    args, notes, tape = ppo_atari.Args(**size, seed=3), Notes(), Tape(4)
     torch.backends.cudnn.allow_tf32 = False
     agent = ppo_atari.train(args, tape, notes)
     begin = {name: x.cpu().double() for name, x in notes.weights.items()}
@@ -540,18 +544,17 @@ def test_gpu_equals_the_same_implementation():
     for step, expected in zip(tape.played, expected_tape.played):
         for x, y in zip(step, expected):
             np.testing.assert_array_equal(x, y)
-    for row, expected in zip(notes.rows, expected_rows):
-        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert notes.rows[0] == pytest.approx(expected_rows[0], rel=1e-4, abs=1e-6)
     for name, x in weights.items():
         error = agent.state_dict()[name].cpu() - x.detach()
-        assert error.norm() < 1e-3 * (x.detach() - begin[name]).norm()
+        assert error.norm() < 1e-3 * (x.detach() - begin[name]).norm(), name
 
 
 def test_bfloat16_changes_an_iteration_but_little():
     size = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=64, update_epochs=1)
     plain, rough = Notes(), Notes()
     for notes, bf16 in ((plain, False), (rough, True)):
-        args = ppo_atari.Args(**size, learning_rate=1e-3, bf16=bf16, cuda=False)
+        args = ppo_atari.Args(**size, bf16=bf16, cuda=False)
         agent = ppo_atari.train(args, Tape(4), notes)
         assert {p.dtype for p in agent.parameters()} == {torch.float32}
     assert rough.rows[0] != plain.rows[0]
