@@ -105,7 +105,8 @@ def programs(args):
     if args.leanrl:
         kind += "_envpool" if args.atari else "_action"
         script = args.leanrl / f"leanrl/ppo_{kind}_torchcompile.py"
-        needs = "torch gymnasium<1 tyro tqdm wandb tensordict" + " gym envpool" * args.atari
+        needs = "torch tyro tqdm wandb tensordict"
+        needs += " gym envpool" if args.atari else " gymnasium<1"
         line += " --compile" + " --cudagraphs" * args.cuda
         found["leanrl"] = (old_python, script, needs, line)
     return found
@@ -308,19 +309,20 @@ def drive_physics(script, run):
 def drive_split(script, task, *flags):
     """Prints microseconds a step in environments, actor and update(): iterations 6 to 25.
 
-    On Atari those of the environments are what the rest waited for them.
+    On Atari those of the environments are waiting for them; two halves of the games run side by
+    side, and of environments and actor the mean of both is printed.
     """
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("script", script)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    spent = dict(env_us=0.0, act_us=0.0, update_us=0.0)
+    spent = dict(env_us=[], act_us=[], update_us=[])
 
     def timed(part, function):
         def wrapper(*args):
             start = time.perf_counter()
             result = function(*args)
-            spent[part] += time.perf_counter() - start
+            spent[part].append(time.perf_counter() - start)
             return result
 
         return wrapper
@@ -329,17 +331,21 @@ def drive_split(script, task, *flags):
         mean, std = numpy_policy(agent)
         return timed("act_us", mean), std
 
-    def timed_graph(function, *args):
-        part = "act_us" if isinstance(function, module.Agent) else "update_us"
-        return timed(part, graphed(function, *args))
+    def timed_graph(function, *args, **kwargs):
+        part = "act_us" if hasattr(function, "__name__") else "update_us"  # not of partial()
+        return timed(part, graphed(function, *args, **kwargs))
 
     def log_and_stop(run, iteration, **metrics):
         log(run, iteration, **metrics)
         if iteration == 5:
-            spent.update(dict.fromkeys(spent, 0.0))
+            for times in spent.values():
+                times.clear()
         if iteration == 25:
             steps = 20 * run.args.batch_size
-            print("\n" + json.dumps({k: 1e6 * v / steps for k, v in spent.items() if v}))
+            us = {part: 1e6 * sum(times) / steps for part, times in spent.items() if times}
+            if hasattr(module, "Games"):
+                us |= dict(env_us=us["env_us"] / 2, act_us=us["act_us"] / 2)
+            print("\n" + json.dumps(us))
             sys.exit()
 
     log, module.Run.log = module.Run.log, log_and_stop
@@ -409,7 +415,8 @@ def markdown(rows):
         "",
         "mj_step: mujoco.mj_step (frame_skip included), which is a part of env; up to 5,000 calls "
         "timed one by one while the trained agent plays after the run. %: of the whole run. env, "
-        "act, update: timed in iterations 6 to 25 of another run, so the rest is a difference.",
+        "act, update: timed in iterations 6 to 25 of another run, so the rest is a difference. On "
+        "Atari env is waiting for emulators, and env and act are means of two halves of the games.",
         f"CPU time was {min(busy):.0%} to {max(busy):.0%} of a run's wall time.",
     ]
     return "\n".join(out)

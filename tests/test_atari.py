@@ -148,14 +148,14 @@ class Player:
         """Actions, rewards, dones [N] and {n: final obs} of games that ran out of time."""
         any_action = self.rng.integers(self.envs.num_actions, size=self.N)
         actions = np.where(self.rng.random(self.N) < 0.5, 1, any_action)
-        for games in self.envs.groups:
+        for games in self.envs.halves:
             games.send(actions[games.ids])
         (rewards,), (dones,), cuts = self.envs.outcomes()
         assert all(t == 0 for t, _, _ in cuts)
         return actions, rewards, dones, {n: final_obs for _, n, final_obs in cuts}
 
     def close(self):
-        for games in self.envs.groups:
+        for games in self.envs.halves:
             games.envs.close()
 
     def follows(self, games, steps, again=None):
@@ -169,7 +169,7 @@ class Player:
             lives = [game.lives for game in games]
             actions, rewards, dones, cuts = self.step()
             screens = self.envs.obs()
-            lives_now = np.concatenate([games.lives for games in self.envs.groups])
+            lives_now = np.concatenate([games.lives for games in self.envs.halves])
             for n, action in enumerate(actions):
                 reward = games[n].step(action)
                 score[n], length[n] = score[n] + reward, length[n] + 1
@@ -254,7 +254,7 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
     flags = dict(env_id=name, repeat_action_probability=sticky, num_envs=3)
     whole, broken = Player(**flags), Player(**flags)
     for step in range(450):
-        if step == 300 or any(len(x.tape) == x.starts[0] for x in broken.envs.groups):
+        if step == 300 or any(len(x.tape) == x.starts[0] for x in broken.envs.halves):
             file = io.BytesIO()
             torch.save(broken.envs.state_dict(), file)
             file.seek(0)
@@ -265,7 +265,7 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
             np.testing.assert_array_equal(x, y)
     assert broken.episodes == whole.episodes
     assert broken.envs.global_step == 1350 and broken.envs.restarted == 0
-    states = [player.envs.state_dict()["groups"] for player in (broken, whole)]
+    states = [player.envs.state_dict()["halves"] for player in (broken, whole)]
     for ours, theirs in zip(*states):
         for key, x in theirs.items():
             np.testing.assert_array_equal(ours[key], x)
@@ -278,7 +278,7 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
 def test_a_game_that_does_not_repeat_itself_is_reported(capsys):
     player = Player(env_id="breakout")
     state = player.envs.state_dict()
-    state["groups"][1]["screens"][0] += 1
+    state["halves"][1]["screens"][0] += 1
     player.envs.load_state_dict(state)
     assert player.envs.restarted == 1
     assert "game 1 does not repeat itself" in capsys.readouterr().out
@@ -311,7 +311,7 @@ def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
             rewards[t, n] += 0.99 * agent(torch.from_numpy(final_obs[None]))[1].item()
     np.testing.assert_allclose(given[0][0], rewards, rtol=1e-5, atol=1e-6)
     assert np.count_nonzero(rewards) >= 4
-    for games in envs.groups:
+    for games in envs.halves:
         games.envs.close()
 
 
@@ -389,9 +389,9 @@ class Tape:
 
     def __init__(self, num_envs):
         self.N, self.told, self.steps = num_envs, 0, []
-        halves = slice(0, num_envs // 2), slice(num_envs // 2, num_envs)
-        self.groups = [SimpleNamespace(ids=ids, actions=[]) for ids in halves]
-        for games in self.groups:
+        ids = slice(0, num_envs // 2), slice(num_envs // 2, num_envs)
+        self.halves = [SimpleNamespace(ids=i, actions=[]) for i in ids]
+        for games in self.halves:
             games.obs, games.send = partial(self.obs, games), partial(self.send, games)
 
     def step(self, t):
@@ -404,7 +404,7 @@ class Tape:
         return screens, rewards, dones, truncated, final_obs
 
     def obs(self, games=None):
-        screens, *_ = self.step(len((games or self.groups[0]).actions))
+        screens, *_ = self.step(len((games or self.halves[0]).actions))
         return screens[games.ids] if games else screens
 
     def send(self, games, actions):
@@ -413,7 +413,7 @@ class Tape:
     @property
     def played(self):
         """(screens, actions, rewards, dones, truncated, final_obs) of each step of all games."""
-        for actions in list(zip(*(games.actions for games in self.groups)))[len(self.steps) :]:
+        for actions in list(zip(*(games.actions for games in self.halves)))[len(self.steps) :]:
             screens, *outcome = self.step(len(self.steps))
             self.steps.append((screens, np.concatenate(actions), *outcome))
         return self.steps
@@ -441,7 +441,7 @@ def reference(args, w):
             for t in range(T):
                 logits, value = network(w, tape.obs())
                 actions = (logits.numpy() + noise[t]).argmax(-1)
-                for games in tape.groups:
+                for games in tape.halves:
                     games.send(actions[games.ids])
                 *_, reward, done, truncated, final_obs = tape.played[-1]
                 cut_value = args.gamma * truncated * network(w, final_obs)[1].numpy()
