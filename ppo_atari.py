@@ -239,7 +239,7 @@ def train(args, envs, run):
     old_agent = deepcopy(agent)  # pi_old
     if args.bf16:
         old_agent.body.bfloat16()  # its weights are rounded once a rollout, not at every step
-    threads, pool, turn = torch.get_num_threads(), ThreadPoolExecutor(), threading.Lock()
+    threads, pool = torch.get_num_threads(), ThreadPoolExecutor()
 
     def tensor(array):
         return torch.from_numpy(array).to(device)
@@ -259,8 +259,7 @@ def train(args, envs, run):
         n = games.ids
         for t in range(T):
             screens = obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
-            with turn:
-                policy[t, n] = look(screens)
+            policy[t, n] = look(screens)
             actions[t, n] = (policy[t, n, :-1].numpy() + gumbel[t, n]).argmax(-1)  # from pi
             games.send(actions[t, n])
 
@@ -271,7 +270,7 @@ def train(args, envs, run):
         rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
         gumbel = rng.gumbel(size=(T, N, envs.num_actions)).astype(np.float32)
         old_agent.load_state_dict(agent.state_dict())
-        torch.set_num_threads(max(1, threads // 2))  # the emulators take the others
+        torch.set_num_threads(max(1, threads // 2))  # for each half
         list(pool.map(partial(play, gumbel=gumbel), envs.halves))
         with torch.no_grad():
             rewards, dones, cuts = envs.outcomes()
@@ -301,7 +300,7 @@ def train(args, envs, run):
         metrics = []
         for _ in range(args.update_epochs):
             for rows in tensor(rng.permutation(args.batch_size)).split(args.minibatch_size):
-                metrics.append(step(*coefs, *(x.index_select(0, rows) for x in batch)).clone())
+                metrics.append(step(*coefs, *(x.index_select(0, rows) for x in batch)))
             if args.target_kl is not None:  # (+)
                 epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
                 if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
@@ -363,14 +362,14 @@ def initialized(layer, init, gain):
 
 
 def graphed(function, learner, args):
-    """function of tensors, on a GPU a CUDA graph for each of their sizes.
+    """function of tensors to a tensor, on a GPU a CUDA graph for each size of its inputs.
 
-    What a graph returns is overwritten by its next call. It may change the state of learner.
+    It may change the state of learner, and may be called by several threads.
     """
     torch.distributions.Distribution.set_default_validate_args(False)  # waits for the GPU
     if not args.compile or args.device.type != "cuda":
         return function
-    graphs = {}
+    graphs, turn = {}, threading.Lock()
 
     def capture(*inputs):
         before = deepcopy(learner.state_dict())
@@ -388,13 +387,14 @@ def graphed(function, learner, args):
 
     def replay(*inputs):
         sizes = tuple(x.shape for x in inputs)
-        if sizes not in graphs:
-            graphs[sizes] = capture(*inputs)
-        graph, places, result = graphs[sizes]
-        for place, x in zip(places, inputs):
-            place.copy_(x)
-        graph.replay()
-        return result
+        with turn:
+            if sizes not in graphs:
+                graphs[sizes] = capture(*inputs)
+            graph, places, result = graphs[sizes]
+            for place, x in zip(places, inputs):
+                place.copy_(x)
+            graph.replay()
+            return result.clone()
 
     return replay
 

