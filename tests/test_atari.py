@@ -587,7 +587,8 @@ class Graph:
 
 
 def test_graphs_are_captured_once_for_each_size(monkeypatch):
-    """As far as no GPU is needed: what capturing changed is undone, and inputs are the latest."""
+    """As far as no GPU is needed: what capturing changed is undone, inputs are the latest, and
+    what an earlier call returned stays as it was."""
     stream, weight = SimpleNamespace(wait_stream=lambda _: None), torch.nn.Linear(1, 1).weight
     learner, capturing, graphs = torch.nn.ParameterList([weight]), [], []
 
@@ -614,9 +615,13 @@ def test_graphs_are_captured_once_for_each_size(monkeypatch):
 
     args = SimpleNamespace(compile=True, device=SimpleNamespace(type="cuda"))
     before, step = weight.item(), ppo_atari.graphed(function, learner, args)
+    results, sums = [], []
     for calls, size in enumerate((2, 3, 2), 1):
         x, y = torch.randn(size), torch.randn(size)
-        torch.testing.assert_close(step(x, y), x + y + before + calls)
+        results.append(step(x, y))
+        sums.append(x + y + before + calls)
+    for result, expected in zip(results, sums):
+        torch.testing.assert_close(result, expected)
     assert len(graphs) == 2
     assert ppo_atari.graphed(function, learner, ppo_atari.Args(cuda=False)) is function
 
