@@ -255,7 +255,7 @@ def train(args, envs, run):
         return torch.cat([pi.logits, value[:, None]], -1)
 
     def play(games, gumbel):
-        """T steps of one half of the games, which move while the network sees the other."""
+        """T steps of one half of the games; the other half plays beside it, at its own pace."""
         n = games.ids
         for t in range(T):
             screens = obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
