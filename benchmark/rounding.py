@@ -1,0 +1,153 @@
+"""What bfloat16 changes in the gradients of ppo_atari.py: both precisions on the same minibatches.
+
+    python benchmark/rounding.py --env-id Breakout --total-timesteps 400000 --no-cuda \
+        --run-dir runs/rounding/Breakout/1
+    python benchmark/rounding.py
+
+The first trains by ppo_atari.py, whose flags it takes, in float32. In some twenty iterations of the
+run each gradient is computed in bfloat16 too, at the same weights, on the same minibatch; what it
+differs by goes to rounding.csv in the run directory, and changes nothing in the run. The second
+makes tables of all such runs in benchmark/results/rounding/, with its notes.md.
+"""
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import markdown, read, write
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import ppo_atari  # noqa: E402
+
+PROBES = 20
+
+
+class Kept:
+    """Stands in for Adam: keeps the gradients and leaves the weights as they are."""
+
+    def ascend(self, parameters, gradients, *_):
+        self.gradients = gradients
+
+
+class Probe:
+    """Stands in for ppo_atari.update, and looks at every gradient of some iterations."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def __call__(self, agent, adam, args, learning_rate, clip_coef, *minibatch):
+        per_epoch = args.batch_size // args.minibatch_size
+        iteration, number = divmod(int(adam.t), args.update_epochs * per_epoch)
+        if iteration % max(1, args.num_iterations // PROBES) == 0:
+            if number == 0:
+                self.old = deepcopy(agent)  # pi_old, as it is when rounded
+                self.old.bf16, self.seen = True, []
+            obs, actions, _, *rest = minibatch
+            with torch.no_grad():
+                old_logprob = self.old(obs)[0].log_prob(actions)
+            exact = self.gradient(agent, args, clip_coef, minibatch, bf16=False)
+            rounded = obs, actions, old_logprob, *rest
+            rounded = self.gradient(agent, args, clip_coef, rounded, bf16=True)
+            self.seen.append((exact, rounded))
+            if number == args.update_epochs * per_epoch - 1:
+                step, path = iteration * args.batch_size, Path(args.run_dir) / "rounding.csv"
+                known = [row for row in read(path) if int(row["global_step"]) < step]
+                rows = compared(agent, self.seen, per_epoch)
+                write(path, known + [{"global_step": step} | row for row in rows])
+        return self.update(agent, adam, args, learning_rate, clip_coef, *minibatch)
+
+    def gradient(self, agent, args, clip_coef, minibatch, bf16):
+        """The gradient by parameter, and METRICS by name, in one of the precisions."""
+        kept, agent.bf16 = Kept(), bf16
+        metrics = self.update(agent, kept, args, 0.0, clip_coef, *minibatch)
+        agent.bf16 = False
+        return kept.gradients, dict(zip(ppo_atari.METRICS, metrics.tolist()))
+
+
+def moments(g, h):
+    """Of g, h [K, M, D], D parameters in M minibatches of K epochs: the mean over minibatches of
+    <g, h>, and of <g, h'> where h' is of another minibatch of the epoch."""
+    same, both = (g * h).sum((1, 2)), (g.sum(1) * h.sum(1)).sum(1)
+    M = g.shape[1]
+    return (same / M).mean().item(), ((both - same) / (M * (M - 1))).mean().item()
+
+
+def compared(agent, seen, per_epoch):
+    """A row of squared lengths for each layer, and for all of them together."""
+    layers, rows = {}, []
+    for i, (name, _) in enumerate(agent.named_parameters()):
+        layers.setdefault(name.rpartition(".")[0], []).append(i)
+    for layer, places in layers.items():
+        exact, rounded = (
+            torch.stack([torch.cat([g[i].flatten() for i in places]) for g, _ in gradients])
+            .unflatten(0, (-1, per_epoch)).double() for gradients in zip(*seen)
+        )  # fmt: skip
+        error = rounded - exact
+        row = {"layer": layer}
+        row["gradient"], row["signal"] = moments(exact, exact)
+        row["error"], row["bias"] = moments(error, error)
+        row["along"] = moments(error, exact)[1]
+        rows.append(row)
+    total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "layer"}
+    total = {"layer": "all"} | total
+    for name in ("kl", "clip_fraction"):
+        exact, rounded = (np.mean([m[name] for _, m in metrics]) for metrics in zip(*seen))
+        total |= {name: exact, f"{name}_bf16": rounded}
+    return [*rows, total]
+
+
+def table(rows):
+    """What became of the gradient in each layer, over all probes of a run."""
+    lines = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        mine = [row for row in rows if row["layer"] == layer]
+        names = "gradient", "signal", "error", "bias", "along"
+        x = {name: np.array([float(row[name]) for row in mine]) for name in names}
+        noise = x["gradient"] - x["signal"]
+        x, shares = {name: sum(values) for name, values in x.items()}, x["error"] / noise
+        lines.append([
+            layer, f"{(x['error'] / x['gradient']) ** 0.5:.1%}", f"{x['error'] / sum(noise):.2%}",
+            f"{shares.max():.2%}", f"{x['along'] / x['signal']:+.2%}",
+            f"{(max(0, x['bias']) / x['signal']) ** 0.5:.1%}",
+        ])  # fmt: skip
+    return markdown(
+        ["layer", "error / gradient", "variance added", "at most", "longer by", "common error"],
+        lines,
+    )
+
+
+def main():
+    if sys.argv[1:]:
+        ppo_atari.update = Probe(ppo_atari.update)
+        return ppo_atari.main()
+    out, text = HERE / "results" / "rounding", "# What bfloat16 changes in the gradients\n"
+    everything = read(out / "rounding.csv")
+    for path in sorted((HERE.parent / "runs" / "rounding").glob("*/*/rounding.csv")):
+        facts = json.loads((path.parent / "args.json").read_text())
+        key = {"task": path.parent.parent.name, "seed": facts["seed"]}
+        key["git_commit"], key["command"] = facts["git_commit"], " ".join(facts["command"])
+        known = [r for r in everything if (r["task"], int(r["seed"])) != tuple(key.values())[:2]]
+        everything = known + [key | row for row in read(path)]
+    if not everything:
+        return "no runs/rounding/GAME/SEED/rounding.csv, and no results either"
+    for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in everything):
+        mine = [r for r in everything if (r["task"], r["seed"]) == (task, seed)]
+        whole = [r for r in mine if r["layer"] == "all"]
+        text += f"\n## {task}, seed {seed}, {len(whole)} iterations of its run\n\n{table(mine)}\n"
+        for name in ("kl", "clip_fraction"):
+            x, y = (np.mean([float(r[n]) for r in whole]) for n in (name, f"{name}_bf16"))
+            text += f"- {name}, mean: {x:.4g} in float32, {y:.4g} in bfloat16\n"
+        text += f"- `python {mine[0]['command']}`, commit {mine[0]['git_commit']}\n"
+    out.mkdir(exist_ok=True)
+    write(out / "rounding.csv", everything)
+    notes = out / "notes.md"
+    (out / "README.md").write_text(text + ("\n" + notes.read_text() if notes.exists() else ""))
+    print(out / "README.md")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
