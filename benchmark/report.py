@@ -324,9 +324,9 @@ def scores_text(name, runs, scores, random):
     text = f"# {TITLES.get(name, f'{name}: score by task')}\n\n"
     if len(scores) > 1:
         label = {s: s for s in scores}
-        text += f"{BY_TASK}\n\n"
-        text += by_task(scores, random, label) + "\nKL[pi_old, pi] after an update:\n\n"
-        text += kl_table(runs, label) + "\n"
+        text += f"{BY_TASK}\n\n{by_task(scores, random, label)}\n"
+        if any(r.get("kl_mean") for r in runs):
+            text += f"KL[pi_old, pi] after an update:\n\n{kl_table(runs, label)}\n"
         scores, others = {}, {}
     for setting, tasks in scores.items():
         head = ["task", "mean", "95% interval", "each seed", *others]
@@ -599,6 +599,7 @@ def side(x, ends):
 def by_task(scores, random, label):
     tasks = sorted({t for n in scores.values() for t in n})
     rows = [["random policy", *(short(random.get(t, math.nan)) for t in tasks)]]
+    rows = rows if set(tasks) & set(random) else []
     for s, n in scores.items():
         cells = [f"{short(n[t].mean())}" if t in n else "-" for t in tasks]
         cells = [f"{cell}<br>{span((n[t].min(), n[t].max()))}" if len(n.get(t, ())) > 1 else cell

@@ -1,0 +1,70 @@
+"""benchmark/rounding.py: its sums against their definitions, and that a probed run is the same."""
+
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Notes, rows
+from test_atari import Tape
+
+import ppo_atari
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
+import rounding  # noqa: E402
+
+LAYERS = ["body.0", "body.2", "body.4", "body.7", "actor", "critic", "all"]
+SIZE = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=128, update_epochs=2)
+
+
+def test_moments_are_means_over_minibatches_and_over_pairs_of_them():
+    g, h = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    same = np.mean([float(g[k, m] @ h[k, m]) for k in range(3) for m in range(4)])
+    pairs = [(k, m, n) for k in range(3) for m, n in permutations(range(4), 2)]
+    other = np.mean([float(g[k, m] @ h[k, n]) for k, m, n in pairs])
+    assert rounding.moments(g, h) == pytest.approx((same, other))
+
+
+def test_a_probed_run_is_the_same_and_its_gradients_are_autograds(tmp_path, monkeypatch):
+    args = ppo_atari.Args(**SIZE, cuda=False, run_dir=str(tmp_path))
+    plain = ppo_atari.train(args, Tape(4), Notes()).state_dict()
+    seen, compared = [], rounding.compared
+    monkeypatch.setattr(rounding, "compared", lambda *x: seen.append(x[1]) or compared(*x))
+    monkeypatch.setattr(ppo_atari, "update", rounding.Probe(ppo_atari.update))
+    for _ in range(2):  # what is done again replaces its rows
+        probed = ppo_atari.train(args, Tape(4), Notes()).state_dict()
+        assert all(torch.equal(x, plain[name]) for name, x in probed.items())
+        table = rows(tmp_path / "rounding.csv")
+        assert [row["global_step"] for row in table] == 7 * ["0"] + 7 * ["64"]
+        assert [row["layer"] for row in table] == 2 * LAYERS
+
+    first = [torch.stack([torch.cat([x.flatten() for x in g[-4:-2]]) for g, _ in gradients])
+             for gradients in zip(*seen[0])]  # fmt: skip
+    exact, rounded = (x.double() for x in first)
+    assert exact.shape == (8, 3 * 512 + 3)
+    assert float(table[4]["gradient"]) == pytest.approx((exact**2).sum().item() / 8)
+    assert float(table[4]["error"]) == pytest.approx(((rounded - exact) ** 2).sum().item() / 8)
+    for name in ("gradient", "error", "signal", "bias", "along"):
+        layers = [float(row[name]) for row in table[:6]]
+        assert float(table[6][name]) == pytest.approx(sum(layers))
+    for row in table:
+        assert 0 < float(row["error"]) < 0.01 * float(row["gradient"])
+
+
+def test_the_old_policy_is_rounded_where_the_new_one_is(tmp_path, monkeypatch):
+    """So where weights stay as they are the ratio stays 1, as in a run with --bf16."""
+    args = ppo_atari.Args(**SIZE, cuda=False, run_dir=str(tmp_path), learning_rate=0.0)
+    monkeypatch.setattr(ppo_atari, "update", rounding.Probe(ppo_atari.update))
+    ppo_atari.train(args, Tape(4), Notes())
+    for row in rows(tmp_path / "rounding.csv"):
+        if row["layer"] == "all":
+            assert float(row["kl_bf16"]) == 0 and float(row["kl"]) < 1e-9
+
+
+def test_the_table_is_of_lengths_over_a_whole_run():
+    row = dict(layer="all", gradient="5", signal="1", error="0.03", bias="0.0001", along="0.01")
+    other = row | dict(gradient="5", signal="1", error="0.01", bias="0.0001", along="-0.03")
+    shares = "6.3%", "0.50%", "0.75%", "-1.00%", "1.0%"
+    assert rounding.table([row, other]).splitlines()[2] == f"| all | {' | '.join(shares)} |"
