@@ -88,9 +88,9 @@ def compared(agent, seen, per_epoch):
         )  # fmt: skip
         error = rounded - exact
         row = {"layer": layer}
-        row["gradient"], row["signal"] = moments(exact, exact)
-        row["error"], row["bias"] = moments(error, error)
-        row["along"] = moments(error, exact)[1]
+        row["gradient"], row["gradient_common"] = moments(exact, exact)
+        row["error"], row["error_common"] = moments(error, error)
+        row["along"], _ = moments(error, exact)
         rows.append(row)
     total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "layer"}
     total = {"layer": "all"} | total
@@ -105,19 +105,18 @@ def table(rows):
     lines = []
     for layer in dict.fromkeys(row["layer"] for row in rows):
         mine = [row for row in rows if row["layer"] == layer]
-        names = "gradient", "signal", "error", "bias", "along"
-        x = {name: np.array([float(row[name]) for row in mine]) for name in names}
-        noise = x["gradient"] - x["signal"]
-        x, shares = {name: sum(values) for name, values in x.items()}, x["error"] / noise
+        g, g_common, e, e_common, along = (
+            np.array([float(row[name]) for row in mine])
+            for name in ("gradient", "gradient_common", "error", "error_common", "along")
+        )
+        noise = g - g_common  # the variance between minibatches, summed over parameters
         lines.append([
-            layer, f"{(x['error'] / x['gradient']) ** 0.5:.1%}", f"{x['error'] / sum(noise):.2%}",
-            f"{shares.max():.2%}", f"{x['along'] / x['signal']:+.2%}",
-            f"{(max(0, x['bias']) / x['signal']) ** 0.5:.1%}",
+            layer, f"{(e.sum() / g.sum()) ** 0.5:.1%}", f"{along.sum() / g.sum():+.2%}",
+            f"{e.sum() / noise.sum():.2%}", f"{(e / noise).max():.2%}",
+            f"{max(0, e_common.sum()) / noise.sum():.2%}",
         ])  # fmt: skip
-    return markdown(
-        ["layer", "error / gradient", "variance added", "at most", "longer by", "common error"],
-        lines,
-    )
+    head = "layer", "error / gradient", "longer by", "error / noise", "at most", "common / noise"
+    return markdown(list(head), lines)
 
 
 def main():

@@ -46,7 +46,7 @@ def test_a_probed_run_is_the_same_and_its_gradients_are_autograds(tmp_path, monk
     assert exact.shape == (8, 3 * 512 + 3)
     assert float(table[4]["gradient"]) == pytest.approx((exact**2).sum().item() / 8)
     assert float(table[4]["error"]) == pytest.approx(((rounded - exact) ** 2).sum().item() / 8)
-    for name in ("gradient", "error", "signal", "bias", "along"):
+    for name in ("gradient", "gradient_common", "error", "error_common", "along"):
         layers = [float(row[name]) for row in table[:6]]
         assert float(table[6][name]) == pytest.approx(sum(layers))
     for row in table:
@@ -64,7 +64,8 @@ def test_the_old_policy_is_rounded_where_the_new_one_is(tmp_path, monkeypatch):
 
 
 def test_the_table_is_of_lengths_over_a_whole_run():
-    row = dict(layer="all", gradient="5", signal="1", error="0.03", bias="0.0001", along="0.01")
-    other = row | dict(gradient="5", signal="1", error="0.01", bias="0.0001", along="-0.03")
-    shares = "6.3%", "0.50%", "0.75%", "-1.00%", "1.0%"
-    assert rounding.table([row, other]).splitlines()[2] == f"| all | {' | '.join(shares)} |"
+    row = dict(gradient=5, gradient_common=1, error=0.03, error_common=0.006, along=0.01)
+    other = dict(gradient=5, gradient_common=1, error=0.01, error_common=0.002, along=-0.03)
+    shares = "6.3%", "-0.20%", "0.50%", "0.75%", "0.10%"
+    table = rounding.table([{"layer": "all"} | x for x in (row, other)])
+    assert table.splitlines()[2] == f"| all | {' | '.join(shares)} |"
