@@ -46,12 +46,14 @@ class Probe:
             if number == 0:
                 self.old = deepcopy(agent)  # pi_old, as it is when rounded
                 self.old.bf16, self.seen = True, []
-            obs, actions, _, *rest = minibatch
+            obs, actions, _, advantage, value_target, old_value = minibatch
             with torch.no_grad():
-                old_logprob = self.old(obs)[0].log_prob(actions)
+                pi, value = self.old(obs)
             exact = self.gradient(agent, args, clip_coef, minibatch, bf16=False)
-            rounded = obs, actions, old_logprob, *rest
+            rounded = obs, actions, pi.log_prob(actions), advantage, value_target, old_value
             rounded = self.gradient(agent, args, clip_coef, rounded, bf16=True)
+            for metrics, x in ((exact[1], value_target), (rounded[1], value)):
+                metrics["advantage"] = (x - old_value).square().mean().item()
             self.seen.append((exact, rounded))
             if number == args.update_epochs * per_epoch - 1:
                 step, path = iteration * args.batch_size, Path(args.run_dir) / "rounding.csv"
@@ -77,7 +79,11 @@ def moments(g, h):
 
 
 def compared(agent, seen, per_epoch):
-    """A row of squared lengths for each layer, and for all of them together."""
+    """A row of squared lengths for each layer, and for all of them together, with metrics.
+
+    advantage is the mean square of what GAE finds V off by; advantage_bf16, of its rounding error,
+    which goes into the advantages nearly as it is.
+    """
     layers, rows = {}, []
     for i, (name, _) in enumerate(agent.named_parameters()):
         layers.setdefault(name.rpartition(".")[0], []).append(i)
@@ -94,7 +100,7 @@ def compared(agent, seen, per_epoch):
         rows.append(row)
     total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "layer"}
     total = {"layer": "all"} | total
-    for name in ("kl", "clip_fraction"):
+    for name in ("advantage", "kl", "clip_fraction"):
         exact, rounded = (np.mean([m[name] for _, m in metrics]) for metrics in zip(*seen))
         total |= {name: exact, f"{name}_bf16": rounded}
     return [*rows, total]
@@ -137,6 +143,9 @@ def main():
         mine = [r for r in everything if (r["task"], r["seed"]) == (task, seed)]
         whole = [r for r in mine if r["layer"] == "all"]
         text += f"\n## {task}, seed {seed}, {len(whole)} iterations of its run\n\n{table(mine)}\n"
+        error = np.sqrt(sum(float(r["advantage_bf16"]) for r in whole))
+        error /= np.sqrt(sum(float(r["advantage"]) for r in whole))
+        text += f"- error of V in bfloat16 / advantage, root mean squares: {error:.2%}\n"
         for name in ("kl", "clip_fraction"):
             x, y = (np.mean([float(r[n]) for r in whole]) for n in (name, f"{name}_bf16"))
             text += f"- {name}, mean: {x:.4g} in float32, {y:.4g} in bfloat16\n"

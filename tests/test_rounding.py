@@ -60,6 +60,7 @@ def test_the_old_policy_is_rounded_where_the_new_one_is(tmp_path, monkeypatch):
     ppo_atari.train(args, Tape(4), Notes())
     for row in rows(tmp_path / "rounding.csv"):
         if row["layer"] == "all":
+            assert 0 < float(row["advantage_bf16"]) < 1e-3 * float(row["advantage"])
             assert float(row["kl_bf16"]) == 0 and float(row["kl"]) < 1e-9
 
 
