@@ -116,12 +116,14 @@ def table(rows):
             for name in ("gradient", "gradient_common", "error", "error_common", "along")
         )
         noise = g - g_common  # the variance between minibatches, summed over parameters
+        step = np.array([int(row["global_step"]) for row in mine])
+        late = step > 0.9 * step.max()
         lines.append([
             layer, f"{(e.sum() / g.sum()) ** 0.5:.1%}", f"{along.sum() / g.sum():+.2%}",
-            f"{e.sum() / noise.sum():.2%}", f"{(e / noise).max():.2%}",
+            f"{e.sum() / noise.sum():.2%}", f"{e[late].sum() / noise[late].sum():.2%}",
             f"{max(0, e_common.sum()) / noise.sum():.2%}",
         ])  # fmt: skip
-    head = "layer", "error / gradient", "longer by", "error / noise", "at most", "common / noise"
+    head = "layer", "error / gradient", "longer by", "error / noise", "last tenth", "common / noise"
     return markdown(list(head), lines)
 
 

@@ -65,8 +65,8 @@ def test_the_old_policy_is_rounded_where_the_new_one_is(tmp_path, monkeypatch):
 
 
 def test_the_table_is_of_lengths_over_a_whole_run():
-    row = dict(gradient=5, gradient_common=1, error=0.03, error_common=0.006, along=0.01)
-    other = dict(gradient=5, gradient_common=1, error=0.01, error_common=0.002, along=-0.03)
-    shares = "6.3%", "-0.20%", "0.50%", "0.75%", "0.10%"
-    table = rounding.table([{"layer": "all"} | x for x in (row, other)])
-    assert table.splitlines()[2] == f"| all | {' | '.join(shares)} |"
+    first = dict(global_step=0, gradient=5, gradient_common=1, error=0.03, error_common=0.006)
+    last = dict(global_step=1024, gradient=5, gradient_common=1, error=0.01, error_common=0.002)
+    rows = [{"layer": "all", "along": x} | row for x, row in ((0.01, first), (-0.03, last))]
+    shares = "6.3%", "-0.20%", "0.50%", "0.25%", "0.10%"
+    assert rounding.table(rows).splitlines()[2] == f"| all | {' | '.join(shares)} |"
