@@ -128,7 +128,11 @@ def table(rows):
 
 
 def main():
-    if sys.argv[1:]:
+    if flags := set(sys.argv[1:]):
+        graphs = torch.cuda.is_available() and not flags & {"--no-cuda", "--no-compile"}
+        if graphs or "--bf16" in flags:
+            print("rounding.py: not with --bf16, nor CUDA graphs: --no-compile", file=sys.stderr)
+            return 2
         ppo_atari.update = Probe(ppo_atari.update)
         return ppo_atari.main()
     out, text = HERE / "results" / "rounding", "# What bfloat16 changes in the gradients\n"
@@ -140,7 +144,7 @@ def main():
         known = [r for r in everything if (r["task"], int(r["seed"])) != tuple(key.values())[:2]]
         everything = known + [key | row for row in read(path)]
     if not everything:
-        return "no runs/rounding/GAME/SEED/rounding.csv, and no results either"
+        return "rounding.py: no runs/rounding/GAME/SEED/rounding.csv, and no results either"
     for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in everything):
         mine = [r for r in everything if (r["task"], r["seed"]) == (task, seed)]
         whole = [r for r in mine if r["layer"] == "all"]
