@@ -139,10 +139,10 @@ def main():
     everything = read(out / "rounding.csv")
     for path in sorted((HERE.parent / "runs" / "rounding").glob("*/*/rounding.csv")):
         facts = json.loads((path.parent / "args.json").read_text())
-        key = {"task": path.parent.parent.name, "seed": facts["seed"]}
-        key["git_commit"], key["command"] = facts["git_commit"], " ".join(facts["command"])
-        known = [r for r in everything if (r["task"], int(r["seed"])) != tuple(key.values())[:2]]
-        everything = known + [key | row for row in read(path)]
+        key = {"task": path.parent.parent.name, "seed": str(facts["seed"])}
+        everything = [row for row in everything if not key.items() <= row.items()]
+        key |= {"git_commit": facts["git_commit"], "command": " ".join(facts["command"])}
+        everything += [key | row for row in read(path)]
     if not everything:
         return "rounding.py: no runs/rounding/GAME/SEED/rounding.csv, and no results either"
     for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in everything):
