@@ -389,9 +389,10 @@ def sweep(args, commands):
 
 
 def same_script(run_dir, command):
+    """Whether the copy in run_dir is what command would run; bf16.py's runs keep another's."""
     script = Path(command[1])
     copy = Path(run_dir) / script.name
-    return copy.exists() and copy.read_bytes() == script.read_bytes()
+    return not copy.exists() or copy.read_bytes() == script.read_bytes()
 
 
 def main():

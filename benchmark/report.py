@@ -34,7 +34,9 @@ TITLES = TABLE1 | {
     "mujoco": "The seven tasks by the scripts' defaults",
     "noclip": "What makes PPO without clipping collapse?",
     "bf16": "Does bfloat16 change the scores?",
+    "bf16-emulated": "Does bfloat16 change the scores, where its roundings are emulated?",
 }
+BASELINE = {"bf16": "float32", "bf16-emulated": "float32"}  # to which others are compared
 BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
 - **Score** of a run: mean return of its last 100 training episodes (section 6.1 of the paper).
@@ -325,6 +327,9 @@ def scores_text(name, runs, scores, random):
     if len(scores) > 1:
         label = {s: s for s in scores}
         text += f"{BY_TASK}\n\n{by_task(scores, random, label)}\n"
+        if base := BASELINE.get(name):
+            text += f"Difference to {base}, in units of what that learned, its score less random's;"
+            text += f" in brackets 95%:\n\n{differences_table(runs, base)}\n"
         if any(r.get("kl_mean") for r in runs):
             text += f"KL[pi_old, pi] after an update:\n\n{kl_table(runs, label)}\n"
         scores, others = {}, {}
@@ -606,6 +611,43 @@ def by_task(scores, random, label):
                  for cell, t in zip(cells, tasks)]  # fmt: skip
         rows.append([label[s], *cells])
     return markdown(["objective", *tasks], rows)
+
+
+def difference(x_tasks, y_tasks, random):
+    """By how much x exceeds y on each task, in units of what y learned, y's mean less random's.
+
+    Also the mean over tasks and its 95% t interval, with one spread for all tasks and settings in
+    those units; NaN where no task has two seeds."""
+    gain = np.array([y.mean() - r for y, r in zip(y_tasks, random)])
+    each = np.array([x.mean() - y.mean() for x, y in zip(x_tasks, y_tasks)]) / gain
+    sides = list(zip([*x_tasks, *y_tasks], [*gain, *gain]))
+    free = sum(len(x) - 1 for x, _ in sides)
+    if not free:
+        return each, each.mean(), (math.nan, math.nan)
+    spread = math.sqrt(sum((len(x) * np.var(x) / g**2 for x, g in sides)) / free)
+    half = t_quantile(free) * spread * math.sqrt(sum(1 / len(x) for x, _ in sides)) / len(gain)
+    return each, each.mean(), (each.mean() - half, each.mean() + half)
+
+
+def differences_table(runs, base):
+    """Every setting against base, on the Atari games that both have."""
+    random = {row["game"]: float(row["random"]) for row in read(HERE / "paper_atari.csv")}
+    by_column = {c: score_table(runs, random, c) for c in ("score", "score_all")}
+    rows = []
+    for setting, tasks in by_column["score"].items():
+        games = [g for g in tasks if g in by_column["score"][base]]
+        if setting == base or not games:
+            continue
+        cells = [[f"{setting}, {g}", len(tasks[g])] for g in games] + [[f"**{setting}, mean**", ""]]
+        for scores in by_column.values():
+            x, y = ([scores[s][g] for g in games] for s in (setting, base))
+            each, mean, ends = difference(x, y, [random[g] for g in games])
+            low, mean, high = (f"{d:+.1%}" for d in (ends[0], mean, ends[1]))
+            text = mean if "nan" in low else f"**{mean}** ({low} to {high})"
+            for row, cell in zip(cells, [*(f"{d:+.1%}" for d in each), text]):
+                row.append(cell)
+        rows += cells
+    return markdown(["", "seeds", "last 100 episodes", "all of training"], rows)
 
 
 def held_out(norm, label):

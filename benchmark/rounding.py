@@ -5,9 +5,10 @@
     python benchmark/rounding.py
 
 The first trains by ppo_atari.py, whose flags it takes, in float32. In some twenty iterations of the
-run each gradient is computed in bfloat16 too, at the same weights, on the same minibatch; what it
-differs by goes to rounding.csv in the run directory, and changes nothing in the run. The second
-makes tables of all such runs in benchmark/results/rounding/, with its notes.md.
+run each gradient is computed in bfloat16 too, at the same weights, on the same minibatch, with the
+roundings of hardware (bf16.py); what it differs by goes to rounding.csv in the run directory, and
+changes nothing in the run. The second makes tables of all such runs in benchmark/results/rounding/,
+with its notes.md.
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bf16 import Agent
 from report import markdown, read, write
 
 HERE = Path(__file__).resolve().parent
@@ -133,7 +135,7 @@ def main():
         if graphs or "--bf16" in flags:
             print("rounding.py: not with --bf16, nor CUDA graphs: --no-compile", file=sys.stderr)
             return 2
-        ppo_atari.update = Probe(ppo_atari.update)
+        ppo_atari.update, ppo_atari.Agent = Probe(ppo_atari.update), Agent
         return ppo_atari.main()
     out, text = HERE / "results" / "rounding", "# What bfloat16 changes in the gradients\n"
     everything = read(out / "rounding.csv")

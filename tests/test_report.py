@@ -61,6 +61,16 @@ def test_improvement_counts_pairs():
     assert many == pytest.approx([by_hand, by_hand])
 
 
+def test_difference_is_a_t_test_in_units_of_what_was_learned():
+    """By hand: gains 4 and 10; squared deviations 2/16 + 8/16 and 0 + 50/100; 5 free."""
+    x, y = [np.array([1.0, 2, 3]), np.array([17.0])], [np.array([2.0, 4, 6]), np.array([10.0, 20])]
+    each, mean, ends = report.difference(x, y, [0, 5])
+    assert each == pytest.approx([-0.5, 0.2]) and mean == pytest.approx(-0.15)
+    half = 2.570582 * (1.125 / 5 * (1 / 3 + 1 / 3 + 1 + 1 / 2)) ** 0.5 / 2
+    assert ends == pytest.approx((-0.15 - half, -0.15 + half), rel=1e-5)
+    assert np.isnan(report.difference([np.ones(1)], [np.array([2.0])], [0])[2]).all()
+
+
 def test_ranks_share_ties():
     assert report.ranks([0.7, 0.1, 0.7, 0.9]).tolist() == [2.5, 1, 2.5, 4]
 

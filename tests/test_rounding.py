@@ -33,6 +33,7 @@ def test_a_probed_run_is_the_same_and_its_gradients_are_autograds(tmp_path, monk
     seen, compared = [], rounding.compared
     monkeypatch.setattr(rounding, "compared", lambda *x: seen.append(x[1]) or compared(*x))
     monkeypatch.setattr(ppo_atari, "update", rounding.Probe(ppo_atari.update))
+    monkeypatch.setattr(ppo_atari, "Agent", rounding.Agent)
     for _ in range(2):  # what is done again replaces its rows
         probed = ppo_atari.train(args, Tape(4), Notes()).state_dict()
         assert all(torch.equal(x, plain[name]) for name, x in probed.items())
@@ -57,6 +58,7 @@ def test_the_old_policy_is_rounded_where_the_new_one_is(tmp_path, monkeypatch):
     """So where weights stay as they are the ratio stays 1, as in a run with --bf16."""
     args = ppo_atari.Args(**SIZE, cuda=False, run_dir=str(tmp_path), learning_rate=0.0)
     monkeypatch.setattr(ppo_atari, "update", rounding.Probe(ppo_atari.update))
+    monkeypatch.setattr(ppo_atari, "Agent", rounding.Agent)
     ppo_atari.train(args, Tape(4), Notes())
     for row in rows(tmp_path / "rounding.csv"):
         if row["layer"] == "all":

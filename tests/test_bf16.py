@@ -1,0 +1,104 @@
+"""benchmark/bf16.py: its roundings are those of bfloat16, where it is asked for them."""
+
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import ROOT
+from test_atari import screens
+from torch.nn import functional as F
+
+import ppo_atari
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import bf16  # noqa: E402
+
+
+def agents(network="nature"):
+    """The same weights with autocast and with the roundings, and a minibatch of screens."""
+    torch.manual_seed(1)
+    autocast = ppo_atari.Agent(4, network, "orthogonal", True)
+    rounded = bf16.Agent(4, network, "orthogonal", True)
+    rounded.load_state_dict(autocast.state_dict())
+    return autocast, rounded, screens(32)
+
+
+def gradients(agent, obs):
+    """Those of an objective like eq. 9's, by parameter, and the logits and values."""
+    torch.manual_seed(2)
+    pi, value = agent(obs)
+    advantage, target = torch.randn(2, len(obs))
+    objective = (pi.log_prob(torch.arange(len(obs)) % 4) * advantage).mean()
+    objective = objective - (value - target).square().mean() + 0.01 * pi.entropy().mean()
+    output = torch.cat([pi.logits.detach().flatten(), value.detach()]).double()
+    return [g.double() for g in torch.autograd.grad(objective, list(agent.parameters()))], output
+
+
+def through(x):
+    """x [..] float64 rounded to bfloat16, as its gradient will be."""
+    y = x + (x.bfloat16().double() - x).detach()
+    if y.requires_grad:
+        y.register_hook(lambda gradient: gradient.bfloat16().double())
+    return y
+
+
+class Exact(ppo_atari.Agent):
+    """The same in float64 but for the roundings: the sums are exact."""
+
+    def forward(self, obs):
+        x = (obs.double() / 255).float().bfloat16().double().permute(0, 3, 1, 2)
+        for layer in self.body:
+            if isinstance(layer, torch.nn.Conv2d):
+                x = through(F.conv2d(x, through(layer.weight), through(layer.bias), layer.stride))
+            elif isinstance(layer, torch.nn.Linear):
+                x = through(F.linear(x, through(layer.weight), through(layer.bias)))
+            else:
+                x = layer(x)
+        value = F.linear(x, self.critic.weight, self.critic.bias).squeeze(-1)
+        logits = F.linear(x, self.actor.weight, self.actor.bias)
+        return torch.distributions.Categorical(logits=logits), value
+
+
+@pytest.mark.parametrize("network", ["nature", "a3c"])
+def test_rounds_as_exact_sums_would_be_rounded(network):
+    """Sums in float32 differ in the last bits, so now and then one is rounded the other way."""
+    _, agent, obs = agents(network)
+    exact = Exact(4, network, "orthogonal", True).double()
+    exact.load_state_dict(agent.state_dict())
+    ours, output = gradients(agent, obs)
+    expected, expected_output = gradients(exact, obs)
+    agent.bf16 = False
+    plain, plain_output = gradients(agent, obs)
+    pairs = [*zip(ours, expected, plain), (output, expected_output, plain_output)]
+    for x, y, z in pairs:
+        assert (x - y).norm() < 0.25 * (y - z).norm()
+
+
+def test_rounds_no_more_than_autocast():
+    """Forward as autocast, on any processor; backward autocast without hardware for it is worse."""
+    autocast, agent, obs = agents()
+    native, native_output = gradients(autocast, obs)
+    ours, output = gradients(agent, obs)
+    agent.bf16 = False
+    plain, plain_output = gradients(agent, obs)
+    assert (output - native_output).norm() < 0.25 * (output - plain_output).norm()
+    for x, y, z in zip(ours, native, plain):
+        assert (x - z).norm() < 1.2 * (y - z).norm()
+
+
+def test_without_the_flag_nothing_is_rounded():
+    autocast, agent, obs = agents()
+    autocast.bf16 = agent.bf16 = False
+    for x, y in zip(*(gradients(x, obs)[0] for x in (autocast, agent))):
+        assert torch.equal(x, y)
+
+
+def test_weights_that_are_rounded_already_stay():
+    """train() rounds those of pi_old once a rollout."""
+    _, agent, obs = agents()
+    old = deepcopy(agent)
+    old.body.bfloat16()
+    with torch.no_grad():
+        for x, y in zip((agent(obs)[0].logits, agent(obs)[1]), (old(obs)[0].logits, old(obs)[1])):
+            assert torch.equal(x, y)
