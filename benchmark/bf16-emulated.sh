@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 for seed in $(seq "${SEEDS:-4}"); do
-  for game in ${GAMES:-Boxing Freeway KungFuMaster RoadRunner}; do
+  for game in ${GAMES:-Assault Krull KungFuMaster UpNDown}; do
     for run in "float32 ppo_atari.py" "bf16 benchmark/bf16.py --bf16"; do
       echo python ${run#* } --env-id "$game" --seed "$seed" --total-timesteps 200000 \
         --run-dir "runs/bf16-emulated/${run%% *}/$game/$seed"

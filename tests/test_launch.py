@@ -16,6 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "benchmark" / "launch.py"
+sys.path.insert(0, str(LAUNCH.parent))
+from launch import same_script  # noqa: E402
+
 PPO = "--env-id InvertedPendulum --num-steps 256 --no-compile --checkpoint-every 1"
 
 # A run in half a second a step, with the files and exit codes of a real one. --fault says what
@@ -176,8 +179,10 @@ def test_skips_what_a_report_has(folder):
 
 
 @pytest.mark.parametrize(
-    "name, runs", [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 30), ("atari", 49)]
-)
+    "name, runs",
+    [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 30), ("atari", 49), ("bf16", 6),
+     ("bf16-emulated", 8)],
+)  # fmt: skip
 def test_sweeps_list_their_runs(name, runs):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environ = os.environ | {"SEEDS": "2", "PATH": path}
@@ -189,7 +194,20 @@ def test_sweeps_list_their_runs(name, runs):
         _, _, setting, task, seed = command[-1].split("/")
         assert command[command.index("--env-id") + 1] == task
         assert command[command.index("--seed") + 1] == seed
-        assert setting[-1].isalpha() or setting.split("-")[-1] in command
+        if name.startswith("bf16"):
+            assert setting == ("bf16" if "--bf16" in command else "float32")
+        else:
+            assert setting[-1].isalpha() or setting.split("-")[-1] in command
+
+
+def test_tells_runs_of_another_version(folder):
+    """A copy is compared; a run of benchmark/bf16.py keeps none of it, but of ppo_atari.py."""
+    run, command = folder / "run", ["python", str(folder / "fake.py")]
+    run.mkdir()
+    for text, same in ((None, True), ("other", False), (FAKE, True)):
+        if text:
+            (run / "fake.py").write_text(text)
+        assert same_script(run, command) == same
 
 
 def test_keeps_the_order_of_the_lines(folder):
