@@ -71,6 +71,21 @@ def test_difference_is_a_t_test_in_units_of_what_was_learned():
     assert np.isnan(report.difference([np.ones(1)], [np.array([2.0])], [0])[2]).all()
 
 
+def test_differences_are_of_the_games_that_both_have():
+    """Pong's random policy has -20.7: 19 is 10% more than 15.4 above it; Krull is of one alone."""
+    scores = ("float32", "Pong", 15.4), ("bf16", "Pong", 19.01), ("bf16", "Krull", 1.0)
+    runs = [dict(setting=s, task=t, status="finished", score=x, score_all=x) for s, t, x in scores]
+    lines = report.differences_table(runs, "float32").splitlines()[2:]
+    assert lines[0] == "| bf16, Pong | 1 | +10.0% | +10.0% |"
+    assert lines[1:] == ["| **bf16, mean** |  | +10.0% | +10.0% |"]
+    # A second seed scores 2 more: squared deviations 2 + 2 by the gain's square, 2 free.
+    runs += [row | dict(score=row["score"] + 2) for row in runs]
+    half = 4.302653 * (4 / 37.1**2 / 2 * (1 / 2 + 1 / 2)) ** 0.5
+    low, mean, high = (f"{3.61 / 37.1 + x:+.1%}" for x in (-half, 0, half))
+    last = f"| **bf16, mean** |  | **{mean}** ({low} to {high}) | **+10.0%** (+10.0% to +10.0%) |"
+    assert report.differences_table(runs, "float32").splitlines()[-1] == last
+
+
 def test_ranks_share_ties():
     assert report.ranks([0.7, 0.1, 0.7, 0.9]).tolist() == [2.5, 1, 2.5, 4]
 
