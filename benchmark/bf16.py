@@ -1,6 +1,6 @@
 """ppo_atari.py --bf16 without hardware for it: the roundings of bfloat16, in float32 arithmetic.
 
-    python benchmark/bf16.py --env-id Breakout --no-cuda [flags of ppo_atari.py]
+    python benchmark/bf16.py --bf16 --env-id Breakout [flags of ppo_atari.py]
 
 Such hardware multiplies bfloat16 numbers exactly, sums the products in float32 and rounds the sum.
 So does this, with the sums in another order, as on any other processor. PyTorch without it is
