@@ -18,7 +18,7 @@ import ppo_atari  # noqa: E402
 
 
 class Rounded(torch.autograd.Function):
-    """x in float32, to the 8 bits of bfloat16, and so its gradient."""
+    """x [...] in float32, to the 8 bits of bfloat16, and so its gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -30,7 +30,9 @@ class Rounded(torch.autograd.Function):
 
 
 class Agent(ppo_atari.Agent):
-    """With --bf16 rounds what autocast would: of each hidden layer weights, output, gradients."""
+    """With --bf16 rounds what autocast would: of each hidden layer weights, output, gradients.
+
+    Takes and gives what ppo_atari.Agent does, and without --bf16 the same."""
 
     def forward(self, obs):
         if not self.bf16:
@@ -46,5 +48,4 @@ class Agent(ppo_atari.Agent):
 
 if __name__ == "__main__":
     ppo_atari.Agent = Agent
-    sys.argv.insert(1, "--bf16")
     sys.exit(ppo_atari.main())
