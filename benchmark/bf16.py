@@ -4,7 +4,7 @@
 
 Such hardware multiplies bfloat16 numbers exactly, sums the products in float32 and rounds the sum.
 So does this, with the sums in another order, as on any other processor. PyTorch without it is
-slower, and rounder: its convolutions add up gradients in bfloat16, too.
+slower and rounds more: its convolutions add up gradients in bfloat16, too.
 """
 
 import sys
