@@ -342,7 +342,8 @@ def scores_text(name, runs, scores, random):
             rows.append(row + [short(float(c.get(task, {}).get("score", "nan"))) for c in
                                others.values()])  # fmt: skip
         text += f"## {setting}\n\n{markdown(head, rows)}\n"
-    text += "![learning curves](curves.png)\n\n## How to read it\n\n" + RULES.format(smooth="")
+    text += "![learning curves](curves.png)\n\n## How to read it\n\n"
+    text += RULES.format(smooth="smoothed over five, " * (name in BASELINE))
     if scores:
         text += "- **95% interval**: Student's t for the mean over seeds, taken as normal; of three"
         text += "\n  seeds it is wide, and it should be.\n"
@@ -774,7 +775,7 @@ def curves_picture(plt, path, curves, settings, random, lines, width):
     """Learning curves of all settings, a panel a task; lines go across, {look: {task: score}}."""
     table, styles = curve_table(curves, "return"), style(settings)
     tasks = sorted({task for _, task in table})
-    columns = min(4, len(tasks) + 1)
+    columns = min(4, len(tasks) + 1) if len(tasks) % 4 else 3  # the legend has a panel, no row
     count = math.ceil((len(tasks) + 1) / columns)
     figure, axes = plt.subplots(count, columns, figsize=(3.4 * columns, 2.9 * count), squeeze=False)
     shade = 0.12 if len(settings) < 4 else 0.06
@@ -968,7 +969,7 @@ def report(name, out):
         if name == "table1":
             families_picture(plt, out / "families.png", curves, order, random, width)
     else:
-        text, width = scores_text(name, runs, scores, random), 1
+        text, width = scores_text(name, runs, scores, random), 5 if name in BASELINE else 1
         looks = {"paper, Fig. 3": ("#000000", "--"), "openai/baselines ppo2": ("#D55E00", ":")}
         for row in read(HERE / "paper_mujoco.csv"):
             key = row["column"], *looks[row["column"]]
