@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bf16.sh where no hardware computes in bfloat16 (bf16.py): does it change the scores? Games that
-# learn early and without plateaus, 200,000 steps in which alpha goes to 0.
+# learn early, 200,000 steps in which alpha goes to 0.
 #     bash benchmark/bf16-emulated.sh [flags of launch.py]      SEEDS=1 bash benchmark/bf16-emulated.sh
 #     python benchmark/report.py bf16-emulated
 set -euo pipefail

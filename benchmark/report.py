@@ -625,7 +625,7 @@ def difference(x_tasks, y_tasks, random):
     free = sum(len(x) - 1 for x, _ in sides)
     if not free:
         return each, each.mean(), (math.nan, math.nan)
-    spread = math.sqrt(sum((len(x) * np.var(x) / g**2 for x, g in sides)) / free)
+    spread = math.sqrt(sum(len(x) * np.var(x) / g**2 for x, g in sides) / free)
     half = t_quantile(free) * spread * math.sqrt(sum(1 / len(x) for x, _ in sides)) / len(gain)
     return each, each.mean(), (each.mean() - half, each.mean() + half)
 
