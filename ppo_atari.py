@@ -113,7 +113,7 @@ class Running:
     exp_name: str = Path(__file__).stem
     compile: bool = True  # on a GPU, let the network and the update be a CUDA graph each
     cuda: bool = True  # use the GPU, if any
-    bf16: bool = False  # hidden layers in bfloat16: faster where the hardware computes in it
+    bf16: bool = False  # hidden layers in bfloat16: faster on hardware for it, scores lower
     num_threads: int = 0  # CPU threads, 0 for all
     torch_deterministic: bool = True
     save_model: bool = True  # write agent.pt at the end
