@@ -37,6 +37,7 @@ TITLES = TABLE1 | {
     "bf16-emulated": "Does bfloat16 change the scores, where its roundings are emulated?",
 }
 BASELINE = {"bf16": "float32", "bf16-emulated": "float32"}  # to which others are compared
+ALIKE = {"bf16": "bf16-emulated"}  # a sweep of the same settings, with other seeds
 BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
 - **Score** of a run: mean return of its last 100 training episodes (section 6.1 of the paper).
@@ -330,6 +331,10 @@ def scores_text(name, runs, scores, random):
         if base := BASELINE.get(name):
             text += f"Difference to {base}, in units of what that learned, its score less random's;"
             text += f" in brackets 95%:\n\n{differences_table(runs, base)}\n"
+        if other := ALIKE.get(name):
+            together = runs + read(HERE / "results" / other / "runs.csv")
+            text += f"Together with [{other}](../{other}/README.md), which has other seeds:"
+            text += f"\n\n{differences_table(together, base)}\n"
         if any(r.get("kl_mean") for r in runs):
             text += f"KL[pi_old, pi] after an update:\n\n{kl_table(runs, label)}\n"
         scores, others = {}, {}
