@@ -34,9 +34,10 @@ TITLES = TABLE1 | {
     "mujoco": "The seven tasks by the scripts' defaults",
     "noclip": "What makes PPO without clipping collapse?",
     "bf16": "Does bfloat16 change the scores?",
+    "bf16-500k": "Does bfloat16 change the scores, on games with plateaus?",
     "bf16-emulated": "Does bfloat16 change the scores, where its roundings are emulated?",
 }
-BASELINE = {"bf16": "float32", "bf16-emulated": "float32"}  # to which others are compared
+BASELINE = dict.fromkeys(("bf16", "bf16-500k", "bf16-emulated"), "float32")  # compared to it
 ALIKE = {"bf16": "bf16-emulated"}  # a sweep of the same settings, with other seeds
 BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
