@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Does --bf16 change the scores? On hardware for it; elsewhere bf16-emulated.sh, whose games these
 # are, with other seeds. 200,000 steps, in which alpha goes to 0.
-#     bash benchmark/bf16.sh [flags of launch.py]              SEEDS="8 9" bash benchmark/bf16.sh
+#     bash benchmark/bf16.sh [flags of launch.py]       FIRST=8 SEEDS=2 bash benchmark/bf16.sh
 #     python benchmark/report.py bf16
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-for seed in ${SEEDS:-5 6 7}; do
+first=${FIRST:-5}
+for seed in $(seq "$first" $((first + ${SEEDS:-3} - 1))); do
   for game in ${GAMES:-Assault Krull KungFuMaster UpNDown}; do
     for run in "float32 --no-bf16" "bf16 --bf16"; do
       echo python ppo_atari.py ${run#* } --env-id "$game" --seed "$seed" \

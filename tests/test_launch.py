@@ -180,7 +180,7 @@ def test_skips_what_a_report_has(folder):
 
 @pytest.mark.parametrize(
     "name, runs",
-    [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 30), ("atari", 49), ("bf16", 6),
+    [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 30), ("atari", 49), ("bf16", 8),
      ("bf16-emulated", 8)],
 )  # fmt: skip
 def test_sweeps_list_their_runs(name, runs):
