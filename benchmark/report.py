@@ -37,7 +37,8 @@ TITLES = TABLE1 | {
     "bf16-500k": "Does bfloat16 change the scores, on games with plateaus?",
     "bf16-emulated": "Does bfloat16 change the scores, where its roundings are emulated?",
 }
-BASELINE = dict.fromkeys(("bf16", "bf16-500k", "bf16-emulated"), "float32")  # compared to it
+# To which the others are compared
+BASELINE = dict.fromkeys(("bf16", "bf16-500k", "bf16-emulated"), "float32")
 ALIKE = {"bf16": "bf16-emulated"}  # a sweep of the same settings, with other seeds
 BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
