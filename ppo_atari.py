@@ -20,11 +20,11 @@ Algorithm 1, in this file's names. Each iteration
 
 The defaults are those of Table 5. Not in the paper, marked (+) where it happens, each with its
 flag: --norm-adv, --bootstrap-truncated, --episodic-life, --clip-rewards, --init, --adam-eps,
---max-grad-norm, --clip-vloss, --target-kl.
+--max-grad-norm, --clip-vloss, --target-kl, --repeat-action-probability.
 
 A game is played as in the 2017 code: 4 frames an action, of which the last two are pooled, 84x84
-grey, 4 stacked, up to 30 frames of FIRE and no-ops first, no sticky actions. Scores are raw, of
-whole games.
+grey, 4 stacked, up to 29 frames of FIRE and no-ops first, no sticky actions; but a lost life is
+not followed by FIRE. Scores are raw, of whole games.
 Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions; obs [..., 84, 84, 4] uint8.
 """
 
@@ -142,7 +142,7 @@ class Args(Running, Extra, Paper, Task):
         for name, x in vars(self).items():
             low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
             shares = ("gamma", "gae_lambda", "clip_coef", "repeat_action_probability")
-            high = 1 if name in shares else 1e12
+            high = 1 if name in shares else 1024 if name == "num_threads" else 1e12
             if type(x) in (int, float) and not low <= x <= high:
                 raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
@@ -223,7 +223,8 @@ def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
     adam.ascend(parameters, gradients, learning_rate, args.max_grad_norm)
 
     kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
-    clip_fraction = ((ratio - 1).abs() > clip_coef).float().mean()
+    change = log_ratio if args.clip_log_ratio else ratio - 1
+    clip_fraction = (change.abs() > clip_coef).float().mean()
     return torch.stack([policy_objective, value_loss, entropy, kl, clip_fraction]).detach()
 
 
@@ -343,7 +344,7 @@ class Adam(nn.Module):
         self.t += 1
         torch._fused_adam_(
             parameters, gradients, [*self.means], [*self.squares], [], [self.t] * len(parameters),
-            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,
+            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,  # (+) eps
             weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
 
@@ -407,6 +408,14 @@ class Stop(Exception):
         self.code = code
 
 
+def show(text, end="\n"):
+    """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def resolve(name):
     """The ROM that name means: Breakout, breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5."""
     games = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
@@ -427,7 +436,7 @@ def make_games(args, num_envs, **kwargs):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         return AtariVectorEnv(
             args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
-            repeat_action_probability=args.repeat_action_probability,
+            repeat_action_probability=args.repeat_action_probability,  # (+)
             num_threads=num_threads, **kwargs,
         )  # fmt: skip
 
@@ -463,6 +472,10 @@ class Games:
         key = [(self.args.seed, self.ids.start + i, self.seedings[i]) for i in np.flatnonzero(mask)]
         seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] >> 1 for k in key])
         self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))
+
+    def seed_anew(self, mask):
+        self.starts[mask], self.seedings[mask] = len(self.tape), self.seedings[mask] + 1
+        self.seed(mask)
 
     def see(self, obs, info):
         planes = obs.transpose(1, 0, 2, 3)
@@ -505,8 +518,7 @@ class Games:
         self.scores[over] = self.lengths[over] = 0
         long = over & (len(self.tape) - self.starts >= self.tape_length)
         if long.any():
-            self.starts[long], self.seedings[long] = len(self.tape), self.seedings[long] + 1
-            self.seed(long)
+            self.seed_anew(long)
 
     def outcomes(self):
         """Of the steps since the last call: rewards, dones [T, n], cuts and episodes."""
@@ -538,10 +550,13 @@ class Games:
                 obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
                 self.see(obs, info)
         self.scores, self.lengths = saved["scores"], saved["lengths"]
-        for i in range(self.n):
-            if not np.array_equal(self.screens[i], saved["screens"][i]):
-                print(f"game {self.ids.start + i} does not repeat itself: not bit for bit from now")
-                self.restarted += 1
+        strange = (self.screens != saved["screens"]).any((1, 2, 3))
+        for i in np.flatnonzero(strange):
+            show(f"game {self.ids.start + i} does not repeat itself: it starts anew")
+            self.restarted += 1
+        if strange.any():
+            self.scores[strange] = self.lengths[strange] = 0
+            self.seed_anew(strange)
 
 
 class Envs:
@@ -617,30 +632,31 @@ class Run:
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
+        gpu = self.args.device.type == "cuda" and torch.cuda.get_device_name()
+        versions["device"] = gpu or f"cpu with {torch.backends.cpu.get_cpu_capability()}"
         versions["threads"] = torch.get_num_threads()
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {"metrics.csv": open(self.dir / "metrics.csv", "a", buffering=1)}
             fcntl.lockf(self.files["metrics.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self.facts:
-                commit = subprocess.run(
-                    "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                    text=True, cwd=self.script.resolve().parent, capture_output=True,
-                ).stdout.strip()  # fmt: skip
-                self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
-                self.facts |= dict(versions=versions, git_commit=commit)
-                self.facts |= dict(wandb_id=os.urandom(4).hex())
-                (self.dir / self.script.name).write_bytes(self.script.read_bytes())
-                self.write_json("args.json", self.facts)
         except BlockingIOError:
             raise Stop(2, f"--run-dir {self.dir}: another process is at work on this run") from None
         except OSError as error:
             raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
+        if not self.facts:
+            commit = subprocess.run(
+                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                text=True, cwd=self.script.resolve().parent, capture_output=True,
+            ).stdout.strip()  # fmt: skip
+            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
+            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
+            (self.dir / self.script.name).write_bytes(self.script.read_bytes())
+            self.write_json("args.json", self.facts)
         if self.facts["versions"] != versions:
-            print(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
+            show(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
         size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
         device = f"{self.args.device}, {versions['threads']} thread(s)"
-        print(f"{self.args.env_id}: {size} on {device}, in {self.dir}", flush=True)
+        show(f"{self.args.env_id}: {size} on {device}, in {self.dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
         self.tracks = self.args.track
@@ -654,7 +670,8 @@ class Run:
         timer = threading.Timer(25, os._exit, [self.stop])
         timer.daemon = True
         timer.start()
-        os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
+        with suppress(OSError):
+            os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
 
     def track(self, row=None):
         """Begins, or continues, the run's W&B run, or sends it a row; W&B never stops a run."""
@@ -672,7 +689,7 @@ class Run:
                 config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
             )  # fmt: skip
         except Exception as error:
-            print(f"goes on without Weights & Biases: {error}")
+            show(f"goes on without Weights & Biases: {error}")
             self.tracks = False
 
     def write(self, name, save):
@@ -713,7 +730,7 @@ class Run:
                 raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
             file.seek(file.truncate(size))
         if saved["iteration"]:
-            print(f"goes on after iteration {saved['iteration']}")
+            show(f"goes on after iteration {saved['iteration']}")
         else:
             self.files["episodes.csv"].write("global_step,episodic_return,episodic_length\n")
         self.recent = deque(self.scores(), maxlen=100)
@@ -747,9 +764,9 @@ class Run:
         text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
         text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
         if sys.stdout.isatty():
-            print(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "", flush=True)
+            show(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "")
         elif iteration % max(1, args.num_iterations // 20) == 0:
-            print(text, flush=True)
+            show(text)
         last = iteration == args.num_iterations or self.stop
         if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
             self.checkpoint(iteration)
@@ -782,7 +799,7 @@ class Run:
             restarted_episodes=self.state["envs"].restarted, **more,
         )  # fmt: skip
         self.write_json("summary.json", summary)
-        print(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}", flush=True)
+        show(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}")
 
 
 def play(args, agent, seed, video=None):
@@ -824,6 +841,11 @@ def evaluate(args):
         num_actions = weights["actor.bias"].shape[0]
         agent = Agent(num_actions, run_args.network, run_args.init, run_args.bf16).to(args.device)
         agent.load_state_dict(weights)
+        run_args = replace(run_args, env_id=resolve(run_args.env_id))
+        env = make_games(run_args, 1)
+        if env.single_action_space.n != num_actions:
+            raise ValueError(f"its agent is not for {run_args.env_id}")
+        env.close()
     except Exception as error:
         error = f"not a finished run of this script: {type(error).__name__}: {error}"
         raise Stop(2, f"--eval {run}: {error}") from None
@@ -831,8 +853,8 @@ def evaluate(args):
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
         scores.append(play(run_args, agent, args.seed * 1000 + i, video))
-        print(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""), flush=True)
-    print(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
+        show(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""))
+    show(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
     return 0
 
 
@@ -841,11 +863,22 @@ def flags(task: Task, paper: Paper, extra: Extra, run: Running):
     return Args(**vars(task), **vars(paper), **vars(extra), **vars(run))
 
 
+def whole(texts):
+    """The int that is typed as 1000000, 1_000_000 or 1e6."""
+    with suppress(ValueError):
+        if (x := float(texts[0])) % 1 == 0 and x < 2**53:
+            return int(x)
+    return int(texts[0])
+
+
 def parse(argv):
-    """Args of the command line, with 1e6 for an int too. Raises Stop in one line."""
-    integral = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
-    argv = [f"{float(x):.0f}" if integral.fullmatch(x) and float(x) % 1 == 0 else x for x in argv]
-    with redirect_stderr(io.StringIO()) as stderr:
+    """Args of the command line. Raises Stop in one line."""
+    integers = tyro.constructors.ConstructorRegistry()
+    typed = tyro.constructors.PrimitiveConstructorSpec(
+        1, "INT", whole, lambda x: isinstance(x, int), lambda x: [str(x)]
+    )
+    integers.primitive_rule(lambda info: typed if info.type is int else None)
+    with integers, redirect_stderr(io.StringIO()) as stderr:
         try:
             config = (tyro.conf.OmitArgPrefixes,)
             args = tyro.cli(flags, args=argv, description=__doc__, config=config)
@@ -873,27 +906,30 @@ def main():
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
         torch.backends.cudnn.deterministic = args.torch_deterministic
         torch.backends.cudnn.allow_tf32 = False  # a float32 of 10 bits; --bf16 asks for fewer
-        if args.eval:
+        if args.eval is not None:
             return evaluate(args)
         run = Run(args)
         if run.summary.get("status") in ("finished", "diverged"):
-            print(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
+            show(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
             return 0 if run.summary["status"] == "finished" else 3
         envs = Envs(args, run.episode)
         run.start()
         slow = args.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
         if args.bf16 and slow:
-            print("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
-        agent = train(args, envs, run)
+            show("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
+        try:
+            agent = train(args, envs, run)
+        except Stop as stop:
+            if stop.code == 3:
+                run.finish("diverged", run.iteration, reason=str(stop))
+                run.checkpoint(None, "diverged.pt")
+            raise
         if args.save_model:
             run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
         run.finish("finished", args.num_iterations)
         return 0
     except Stop as stop:
         print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
-        if stop.code == 3:
-            run.checkpoint(None, "diverged.pt")
-            run.finish("diverged", run.iteration, reason=str(stop))
         return stop.code
     except KeyboardInterrupt:
         return 130

@@ -39,7 +39,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -136,7 +136,8 @@ class Args(Running, Extra, Paper, Task):
     def __post_init__(self):
         for name, x in vars(self).items():
             low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
-            high = 1 if name in ("gamma", "gae_lambda") else 1e12
+            shares = ("gamma", "gae_lambda")
+            high = 1 if name in shares else 1024 if name == "num_threads" else 1e12
             if type(x) in (int, float) and not low <= x <= high:
                 raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
@@ -332,7 +333,7 @@ class Adam(nn.Module):
         self.t += 1
         torch._fused_adam_(
             parameters, gradients, [*self.means], [*self.squares], [], [self.t] * len(parameters),
-            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,
+            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,  # (+) eps
             weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
 
@@ -401,7 +402,7 @@ def compiled(function, agent, adam, args):
                 result = function(agent, adam, args, *places)
             return [x.numpy() for x in places], recorder.calls, result
         except Unrecordable as error:
-            print(f"the update is not compiled and takes six times as long: {error}")
+            show(f"the update is not compiled and takes six times as long: {error}")
             return ()
         finally:
             learner.load_state_dict(before)
@@ -549,6 +550,14 @@ class Stop(Exception):
         self.code = code
 
 
+def show(text, end="\n"):
+    """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def resolve(name):
     """The registered id that name means: exact but for case, else its -v4, else its newest."""
     ids = {env_id.lower(): env_id for env_id in gym.registry}
@@ -565,7 +574,7 @@ def make_env(args, **kwargs):
         if len(env.observation_space.shape or ()) != 1:
             env = gym.wrappers.FlattenObservation(env)
         if args.clip_actions:
-            env = gym.wrappers.ClipAction(env)
+            env = gym.wrappers.ClipAction(env)  # (+)
         obs, _ = env.reset(seed=args.seed)
         next_obs, reward, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
         size = env.observation_space.shape
@@ -644,7 +653,7 @@ class Envs:
             self.reset(n)
             ended = any(any(self.act(n, action)[1:]) for action in actions.numpy())
             if ended or not np.array_equal(self.obs[n], obs) or self.score[n] != state["score"][n]:
-                print(f"environment {n} does not repeat itself: its episode starts anew")
+                show(f"environment {n} does not repeat itself: its episode starts anew")
                 self.restarted += 1
                 self.reset(n)
 
@@ -685,30 +694,31 @@ class Run:
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
+        gpu = self.args.device.type == "cuda" and torch.cuda.get_device_name()
+        versions["device"] = gpu or f"cpu with {torch.backends.cpu.get_cpu_capability()}"
         versions["threads"] = torch.get_num_threads()
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {"metrics.csv": open(self.dir / "metrics.csv", "a", buffering=1)}
             fcntl.lockf(self.files["metrics.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self.facts:
-                commit = subprocess.run(
-                    "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                    text=True, cwd=self.script.resolve().parent, capture_output=True,
-                ).stdout.strip()  # fmt: skip
-                self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
-                self.facts |= dict(versions=versions, git_commit=commit)
-                self.facts |= dict(wandb_id=os.urandom(4).hex())
-                (self.dir / self.script.name).write_bytes(self.script.read_bytes())
-                self.write_json("args.json", self.facts)
         except BlockingIOError:
             raise Stop(2, f"--run-dir {self.dir}: another process is at work on this run") from None
         except OSError as error:
             raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
+        if not self.facts:
+            commit = subprocess.run(
+                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                text=True, cwd=self.script.resolve().parent, capture_output=True,
+            ).stdout.strip()  # fmt: skip
+            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
+            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
+            (self.dir / self.script.name).write_bytes(self.script.read_bytes())
+            self.write_json("args.json", self.facts)
         if self.facts["versions"] != versions:
-            print(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
+            show(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
         size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
         device = f"{self.args.device}, {versions['threads']} thread(s)"
-        print(f"{self.args.env_id}: {size} on {device}, in {self.dir}", flush=True)
+        show(f"{self.args.env_id}: {size} on {device}, in {self.dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
         self.tracks = self.args.track
@@ -722,7 +732,8 @@ class Run:
         timer = threading.Timer(25, os._exit, [self.stop])
         timer.daemon = True
         timer.start()
-        os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
+        with suppress(OSError):
+            os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
 
     def track(self, row=None):
         """Begins, or continues, the run's W&B run, or sends it a row; W&B never stops a run."""
@@ -740,7 +751,7 @@ class Run:
                 config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
             )  # fmt: skip
         except Exception as error:
-            print(f"goes on without Weights & Biases: {error}")
+            show(f"goes on without Weights & Biases: {error}")
             self.tracks = False
 
     def write(self, name, save):
@@ -781,7 +792,7 @@ class Run:
                 raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
             file.seek(file.truncate(size))
         if saved["iteration"]:
-            print(f"goes on after iteration {saved['iteration']}")
+            show(f"goes on after iteration {saved['iteration']}")
         else:
             self.files["episodes.csv"].write("global_step,episodic_return,episodic_length\n")
         self.recent = deque(self.scores(), maxlen=100)
@@ -815,9 +826,9 @@ class Run:
         text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
         text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
         if sys.stdout.isatty():
-            print(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "", flush=True)
+            show(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "")
         elif iteration % max(1, args.num_iterations // 20) == 0:
-            print(text, flush=True)
+            show(text)
         last = iteration == args.num_iterations or self.stop
         if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
             self.checkpoint(iteration)
@@ -850,13 +861,13 @@ class Run:
             restarted_episodes=self.state["envs"].restarted, **more,
         )  # fmt: skip
         self.write_json("summary.json", summary)
-        print(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}", flush=True)
+        show(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}")
 
 
 def play(args, agent, seed, video=None):
     """The return of one episode of agent, filmed to the GIF video, if given."""
     env = make_env(args, **({"render_mode": "rgb_array"} if video else {}))
-    (mean, std), rng = agent.numpy_policy(), np.random.default_rng(seed)
+    (mean, std), rng = agent.numpy_policy(), np.random.default_rng((seed, 1))
     obs, _ = env.reset(seed=seed)
     score, done, frames = 0.0, False, []
     while not done:
@@ -888,6 +899,12 @@ def evaluate(args):
         obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
         agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
         agent.load_state_dict(weights)
+        if ":" in run_args.env_id and run_args.env_id != args.env_id:
+            raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
+        env = make_env(run_args)
+        if env.observation_space.shape + env.action_space.shape != (obs_size, action_size):
+            raise ValueError(f"its agent is not for {run_args.env_id}")
+        env.close()
     except Exception as error:
         error = f"not a finished run of this script: {type(error).__name__}: {error}"
         raise Stop(2, f"--eval {run}: {error}") from None
@@ -895,8 +912,8 @@ def evaluate(args):
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
         scores.append(play(run_args, agent, args.seed * 1000 + i, video))
-        print(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""), flush=True)
-    print(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
+        show(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""))
+    show(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
     return 0
 
 
@@ -905,11 +922,22 @@ def flags(task: Task, paper: Paper, extra: Extra, run: Running):
     return Args(**vars(task), **vars(paper), **vars(extra), **vars(run))
 
 
+def whole(texts):
+    """The int that is typed as 1000000, 1_000_000 or 1e6."""
+    with suppress(ValueError):
+        if (x := float(texts[0])) % 1 == 0 and x < 2**53:
+            return int(x)
+    return int(texts[0])
+
+
 def parse(argv):
-    """Args of the command line, with 1e6 for an int too. Raises Stop in one line."""
-    integral = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
-    argv = [f"{float(x):.0f}" if integral.fullmatch(x) and float(x) % 1 == 0 else x for x in argv]
-    with redirect_stderr(io.StringIO()) as stderr:
+    """Args of the command line. Raises Stop in one line."""
+    integers = tyro.constructors.ConstructorRegistry()
+    typed = tyro.constructors.PrimitiveConstructorSpec(
+        1, "INT", whole, lambda x: isinstance(x, int), lambda x: [str(x)]
+    )
+    integers.primitive_rule(lambda info: typed if info.type is int else None)
+    with integers, redirect_stderr(io.StringIO()) as stderr:
         try:
             config = (tyro.conf.OmitArgPrefixes,)
             args = tyro.cli(flags, args=argv, description=__doc__, config=config)
@@ -936,26 +964,29 @@ def main():
         args = parse(sys.argv[1:])
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
         torch.backends.cudnn.deterministic = args.torch_deterministic
-        if args.eval:
+        if args.eval is not None:
             return evaluate(args)
         run = Run(args)
         if run.summary.get("status") in ("finished", "diverged"):
-            print(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
+            show(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
             return 0 if run.summary["status"] == "finished" else 3
         if args.capture_video:
             make_env(args, render_mode="rgb_array").close()
         envs = Envs(args, run.episode)
         run.start()
-        agent = train(args, envs, run)
+        try:
+            agent = train(args, envs, run)
+        except Stop as stop:
+            if stop.code == 3:
+                run.finish("diverged", run.iteration, reason=str(stop))
+                run.checkpoint(None, "diverged.pt")
+            raise
         if args.save_model:
             run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
         run.finish("finished", args.num_iterations)
         return 0
     except Stop as stop:
         print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
-        if stop.code == 3:
-            run.checkpoint(None, "diverged.pt")
-            run.finish("diverged", run.iteration, reason=str(stop))
         return stop.code
     except KeyboardInterrupt:
         return 130

@@ -275,13 +275,26 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
         player.close()
 
 
-def test_a_game_that_does_not_repeat_itself_is_reported(capsys):
+def test_a_game_that_does_not_repeat_itself_starts_anew(capsys):
+    """It alone, as the game of a seed of its own, which a later checkpoint then repeats."""
     player = Player(env_id="breakout")
+    for _ in range(200):
+        player.step()
     state = player.envs.state_dict()
+    lengths = [int(half["lengths"][0]) for half in state["halves"]]
+    assert min(lengths) > 0
     state["halves"][1]["screens"][0] += 1
     player.envs.load_state_dict(state)
     assert player.envs.restarted == 1
     assert "game 1 does not repeat itself" in capsys.readouterr().out
+    first, second = player.envs.halves
+    assert first.lengths[0] == lengths[0] and first.seedings[0] == 0
+    assert second.lengths[0] == second.scores[0] == 0 and second.seedings[0] == 1
+    assert games_of(Emulator, "breakout", seeding=1)[1].shows(second.screens[0])
+    for _ in range(20):
+        player.step()
+    player.envs.load_state_dict(player.envs.state_dict())
+    assert player.envs.restarted == 1 and second.lengths[0] == 20
     player.close()
 
 
@@ -479,7 +492,7 @@ def reference(args, w):
                 objective = policy - args.vf_coef * error.mean() + args.ent_coef * entropy
                 gradients = dict(zip(w, torch.autograd.grad(objective, w.values())))
                 norm = sum(g.square().sum() for g in gradients.values()).sqrt()
-                kl, clipped = (ratio - 1 - log_ratio).mean(), (ratio - 1).abs() > epsilon
+                kl, clipped = (ratio - 1 - log_ratio).mean(), (ratio > high) | (ratio < low)
                 row = policy, error.mean(), entropy, kl, clipped.double().mean()
                 metrics.append([x.item() for x in row])
                 norms.append(norm.item())
@@ -716,6 +729,17 @@ def test_film_is_the_game_in_colour(whole, device, tmp_path, monkeypatch, capsys
         assert len(frames) > 10 and np.ptp(frames[-1].astype(int), axis=-1).max() > 100
         shown = sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif))
         assert abs(shown - 1000 * 16 / 15) <= 10  # 16 of 15 a second
+
+
+@pytest.mark.parametrize(
+    "env_id, word", [("freeway", "not for freeway"), ("hopper", "no such Atari game")]
+)
+def test_eval_refuses_a_game_that_is_not_the_agents(env_id, word, whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "cwd/run") / "args.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"env_id": env_id}))
+    program = Program(ppo_atari, tmp_path / "cwd", "--eval", "run")
+    assert program.wait() == 2 and program.err.count("\n") == 1
+    assert "--eval run" in program.err and word in program.err
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,10 @@ BAD = [  # flags of ppo_continuous.py, and words that the one line on stderr mus
     ("--vf-coef nan", "--vf-coef nan"),
     ("--max-grad-norm -1", "--max-grad-norm -1"),
     ("--target-kl nan", "--target-kl nan"),
+    ("--num-threads 1e12", "--num-threads 1024"),
+    ("--total-timesteps 1.5", "--total-timesteps 1.5"),
     ("--eval nowhere", "--eval nowhere"),
+    ("--eval=", "--eval not a finished run"),
 ]
 BAD = [(ppo_continuous, *case) for case in BAD] + [
     (ppo_continuous, "--clip-coef 1.5", "--clip-coef 1.5"),
@@ -80,8 +83,15 @@ def test_help_explains_every_flag(script, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("typed", ["1e6", "1_000_000", "1000000", "1.0E+6", "10e5"])
 def test_integers_are_typed_as_people_type_them(script, typed):
-    steps = script.parse(["--total-timesteps", typed]).total_timesteps
-    assert steps == 1_000_000 and type(steps) is int
+    for argv in (["--total-timesteps", typed], [f"--total-timesteps={typed}"]):
+        steps = script.parse(argv).total_timesteps
+        assert steps == 1_000_000 and type(steps) is int
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_names_that_look_like_numbers_stay_as_they_are(script):
+    args = script.parse("--run-dir 2e1 --exp-name 1e3".split())
+    assert (args.run_dir, args.exp_name) == ("2e1", "1e3")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -85,6 +85,7 @@ def test_directory_holds_what_the_contract_says(script, finished):
     assert asdict(args).items() <= facts.items()
     assert facts["script"] == f"{script.__name__}.py" and facts["command"][1:] == TOY
     assert {"python", "torch", "gymnasium", "mujoco", "ale-py"} <= facts["versions"].keys()
+    assert facts["versions"]["device"].startswith("cpu") and facts["versions"]["threads"] == 1
     assert "git_commit" in facts
     with open(script.__file__, "rb") as file:
         assert (run / f"{script.__name__}.py").read_bytes() == file.read()
@@ -202,6 +203,25 @@ def test_stopped_by_a_signal_it_goes_on_to_the_same_bytes(script, signum, whole,
     assert results(run) == whole(script)
 
 
+def test_it_goes_on_where_nobody_reads(whole, tmp_path):
+    """`| tee log`, which the same Ctrl-C ends: exit 130, a checkpoint, then the same bytes."""
+    cwd, run = tmp_path, tmp_path / "run"
+    argv = [sys.executable, ppo_continuous.__file__, *command(ppo_continuous)]
+    argv += ["--checkpoint-every", "1000"]
+    program = subprocess.Popen(argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.readline()
+    program.stdout.close()
+    while program.poll() is None and len((run / "metrics.csv").read_text().split()) < 8:
+        time.sleep(0.001)  # 5 rows of 50 are shown
+    program.send_signal(signal.SIGINT)
+    assert program.wait() == 130 and program.stderr.read() == b""
+    program.stderr.close()
+    iteration = torch.load(run / "checkpoint.pt", weights_only=True)["iteration"]
+    assert json.loads((run / "summary.json").read_text())["iteration"] == iteration >= 7
+    assert Program(ppo_continuous, cwd, *command(ppo_continuous)).wait() == 0
+    assert results(run) == whole(ppo_continuous)
+
+
 def test_second_ctrl_c_ends_at_once(finished, tmp_path):
     """In the midst of an iteration that takes minutes; what was saved before is not lost."""
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
@@ -313,7 +333,8 @@ def test_eval_plays_a_finished_run(finished, tmp_path):
     cwd = tmp_path / "cwd"
     shutil.copytree(finished(ppo_continuous), cwd)
     before = snapshot(cwd)
-    program = Program(ppo_continuous, cwd, "--eval", "run", "--capture-video")
+    task = "--env-id", "toys:Toy-v0"  # by whose code it may be played
+    program = Program(ppo_continuous, cwd, "--eval", "run", "--capture-video", *task)
     assert program.wait() == 0, program.err
     returns = [float(x) for x in re.findall(r"return (-?[\d.]+)", program.out)]
     assert len(returns) == 10 and f"mean {np.mean(returns):.0f}" in program.out
@@ -334,8 +355,27 @@ def test_eval_refuses_what_is_no_finished_run(finished, tmp_path):
     shutil.copytree(finished(ppo_klpen), cwd)
     assert_refused(Program(ppo_continuous, cwd, "--eval", "nowhere"), "--eval", "nowhere")
     assert_refused(Program(ppo_continuous, cwd, "--eval", "run"), "--eval", "run")
+    argv = "--eval", "run", "--env-id", "toys:Toy-v0"
     for _ in planted(cwd / "run/agent.pt"):
-        assert_refused(Program(ppo_klpen, cwd, "--eval", "run"), "--eval", "run")
+        assert_refused(Program(ppo_klpen, cwd, *argv), "--eval", "run")
+    assert not (cwd / "owned").exists()
+
+
+def test_eval_refuses_a_task_that_is_not_the_agents(finished, tmp_path):
+    """One of another size, none at all, or code to be imported that the user has not named."""
+    cwd = tmp_path / "cwd"
+    shutil.copytree(finished(ppo_continuous), cwd)
+    (cwd / "evil.py").write_text("open('owned', 'w')")
+    path = cwd / "run/args.json"
+    facts = json.loads(path.read_text())
+    for env_id, word in (
+        ("Hopper-v4", "not for Hopper-v4"),
+        ("NoSuchTask", "NoSuchTask"),
+        ("evil:Toy-v0", "--env-id evil:Toy-v0"),
+        (5, "TypeError"),
+    ):
+        path.write_text(json.dumps(facts | {"env_id": env_id}))
+        assert_refused(Program(ppo_continuous, cwd, "--eval", "run"), "--eval run", word)
     assert not (cwd / "owned").exists()
 
 
@@ -363,6 +403,30 @@ def test_full_disk_leaves_the_last_checkpoint(limit, finished, tmp_path):
     assert not list(run.glob("*.tmp"))
     assert Program(ppo_continuous, cwd, *argv).wait() == 0
     assert results(run) == results(finished(ppo_continuous) / "run")
+
+
+def test_full_disk_at_the_start_ends_with_1(finished, tmp_path):
+    """No room for the script's copy: one line, and once there is, the same command works."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    done = subprocess.run(
+        [sys.executable, ppo_continuous.__file__, *TOY], cwd=cwd, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "large" in done.stderr
+    assert Program(ppo_continuous, cwd, *TOY).wait() == 0
+    assert results(cwd / "run") == results(finished(ppo_continuous) / "run")
+
+
+def test_divergence_on_a_full_disk_is_noted(tmp_path):
+    """There is no room for diverged.pt: exit 1 in one line, but the summary says what happened."""
+    cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
+    argv = *TOY, "--env-id", "toys:Rotten-v0"
+    program = Program(ppo_continuous, cwd, *argv).until((run / "args.json").exists)
+    resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    assert program.wait() == 1 and program.err.count("\n") == 1, program.err
+    assert json.loads((run / "summary.json").read_text())["status"] == "diverged"
+    assert Program(ppo_continuous, cwd, *argv).wait() == 3
 
 
 def test_vanished_directory_ends_the_run_with_1(tmp_path):

@@ -84,14 +84,17 @@ class Reference:
         square = (2 * old_log_std).exp() + (old_mean - mean) ** 2
         return (log_std - old_log_std + square / (2 * (2 * log_std).exp()) - 0.5).sum(-1)
 
+    def bounds(self, epsilon):
+        if getattr(self.args, "clip_log_ratio", False):
+            return math.exp(-epsilon), math.exp(epsilon)
+        return 1 - epsilon, 1 + epsilon
+
     def surrogate(self, ratio, advantage, kl, epsilon):
         if self.kind == "ppo_noclip":
             return ratio * advantage
         if self.kind == "ppo_klpen":
             return ratio * advantage - self.beta * kl
-        low, high = 1 - epsilon, 1 + epsilon
-        if self.args.clip_log_ratio:
-            low, high = math.exp(-epsilon), math.exp(epsilon)
+        low, high = self.bounds(epsilon)
         clipped = (advantage > 0) & (ratio > high) | (advantage < 0) & (ratio < low)
         return torch.where(clipped, ratio.detach().clip(low, high), ratio) * advantage
 
@@ -153,7 +156,8 @@ class Reference:
                 objective = policy - args.vf_coef * error.mean() + args.ent_coef * entropy
                 if self.kind != "ppo_klpen":
                     kl = ratio - 1 - log_ratio
-                clipped = ((ratio - 1).abs() > epsilon).double()
+                low, high = self.bounds(epsilon)
+                clipped = ((ratio > high) | (ratio < low)).double()
                 row = policy, error.mean(), entropy, kl.mean(), clipped.mean()
                 epoch.append([x.item() for x in row])
                 self.adam(objective, step_size)
