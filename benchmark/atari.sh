@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Table 6 of the paper: ppo_atari.py on 49 games, 3 seeds, 10M steps (40M frames) each.
 #     bash benchmark/atari.sh --gpus 0.25 --cpus 2 --address HOST:6379     four runs share a GPU
-#     GAMES="Pong Breakout" SEEDS=1 bash benchmark/atari.sh                4 hours on two cores
+#     GAMES="Pong Breakout" SEEDS=1 bash benchmark/atari.sh                4 hours, a core each
 #     python benchmark/report.py atari
 set -euo pipefail
 cd "$(dirname "$0")/.."

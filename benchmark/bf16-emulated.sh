@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bf16.sh where no hardware computes in bfloat16 (bf16.py): does it change the scores? Games that
-# learn early, 200,000 steps in which alpha goes to 0.
+# learn early, 200,000 steps in which alpha goes to 0. Not on a cluster: bf16.py takes ppo_atari.py
+# from beside it, and launch.py sends one script.
 #     bash benchmark/bf16-emulated.sh [flags of launch.py]      SEEDS=1 bash benchmark/bf16-emulated.sh
 #     python benchmark/report.py bf16-emulated
 set -euo pipefail

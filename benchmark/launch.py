@@ -151,7 +151,7 @@ class Home:
         return self.running
 
 
-def train(home, run_dir, command, scripts, path, sync):
+def train(home, run_dir, command, scripts, path, threads, sync):
     """On some machine of the cluster: a run from where it stands. Returns a status and a text."""
     calls, attempt = ThreadPoolExecutor(1), os.urandom(8).hex()
 
@@ -167,7 +167,7 @@ def train(home, run_dir, command, scripts, path, sync):
     read_new(directory, seen)
     (work / command[1]).parent.mkdir(parents=True, exist_ok=True)
     (work / command[1]).write_bytes(scripts[command[1]])
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environ = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     with open(log, "wb") as file:
         process = subprocess.Popen(
             [sys.executable, *command[1:]], cwd=work, env=environ, start_new_session=True,
@@ -330,8 +330,9 @@ def submit(args, commands):
         num_cpus=args.cpus, num_gpus=args.gpus, max_retries=LOST_WORKERS, retry_exceptions=True
     )
     path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    threads = max(1, int(args.cpus))
     return home, {
-        task.remote(home, run_dir, command, scripts, path, args.sync): run_dir
+        task.remote(home, run_dir, command, scripts, path, threads, args.sync): run_dir
         for run_dir, command in commands.items()
     }
 
@@ -402,7 +403,7 @@ def main():
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help="runs at a time on this machine; default: cores")
     where.add_argument("--address", help="HOST:PORT of a Ray cluster, or auto")
-    parser.add_argument("--cpus", type=float, default=1, help="cores of a run")
+    parser.add_argument("--cpus", type=float, default=1, help="cores, and threads, of a run")
     parser.add_argument("--gpus", type=float, default=0, help="of a run; 0.25: four runs share one")
     parser.add_argument("--sync", type=float, default=30, help="seconds between copies of a run")
     parser.add_argument("--skip", metavar="RUNS_CSV", help="skip the runs done by this report")

@@ -476,14 +476,17 @@ def atari_text(runs):
     paper = {row["game"]: row for row in read(HERE / "paper_atari.csv")}
     paper = {g: {k: float(row[k]) for k in ("ppo", "a2c", "acer", "random", "human")}
              for g, row in paper.items()}  # fmt: skip
-    done = [r for r in runs if r["status"] == "finished" and r["task"] in paper and r["score"]]
-    ours = {m: {g: np.array([float(r[m]) for r in done if r["task"] == g]) for g in paper}
-            for m in ("score", "score_all")}  # fmt: skip
+    done = [r for r in runs if r["status"] in ("finished", "diverged") and r["task"] in paper]
+    ours = {m: {g: np.array([float(r[m] or p["random"]) for r in done if r["task"] == g])
+                for g, p in paper.items()} for m in ("score", "score_all")}  # fmt: skip
     games = [g for g in paper if len(ours["score"][g])]
     begun = [f"{r['task']} seed {r['seed']}, {short(float(r['score']))} after"
              f" {float(r['global_step']) / 1e6:.1f}M steps" for r in runs
              if r["status"] == "interrupted" and r["score"]]  # fmt: skip
     begun = f"\n**Not finished yet, and not counted: {'; '.join(begun)}.**\n" if begun else ""
+    if diverged := [f"{r['task']} seed {r['seed']}" for r in done if r["status"] == "diverged"]:
+        begun += "\nDiverged, and counted with the games that ended before: "
+        begun += f"{'; '.join(diverged)}.\n"
     rows = []
     for g, p in paper.items():
         cells = [g]

@@ -416,7 +416,8 @@ def markdown(rows):
         "mj_step: mujoco.mj_step (frame_skip included), which is a part of env; up to 5,000 calls "
         "timed one by one while the trained agent plays after the run. %: of the whole run. env, "
         "act, update: timed in iterations 6 to 25 of another run, so the rest is a difference. On "
-        "Atari env is waiting for emulators, and env and act are means of two halves of the games.",
+        "Atari env is waiting for emulators, and env and act are means of two halves of the games. "
+        "On a GPU act and update are times to launch; what it computes meanwhile is in the rest.",
         f"CPU time was {min(busy):.0%} to {max(busy):.0%} of a run's wall time.",
     ]
     return "\n".join(out)

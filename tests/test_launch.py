@@ -37,6 +37,7 @@ d = args.run_dir
 d.mkdir(parents=True, exist_ok=True)
 (d / "fake.py").write_bytes(pathlib.Path(__file__).read_bytes())
 facts = dict(command=sys.argv, total_timesteps=args.total_timesteps, git_commit="")
+facts |= dict(threads=os.environ["OMP_NUM_THREADS"])
 (d / "args.json").write_text(json.dumps(facts))
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
@@ -250,6 +251,14 @@ def test_every_outcome(folder):
     code, output = finish(launch(folder, [x for x in lines if "--fault" not in x], "--workers=1"))
     assert code == 0 and "3 runs, 3 of them done before" in output
     assert {p: p.stat().st_mtime_ns for p in folder.glob("runs/**/*.json")} == before
+
+
+@pytest.mark.parametrize("flags, threads", [((), "1"), (("--cpus", "2"), "2")])
+def test_a_run_has_as_many_threads_as_cores(folder, flags, threads):
+    needs_ray()
+    line = "python fake.py --total-timesteps 1 --run-dir runs/0"
+    assert finish(launch(folder, [line], "--workers", "1", *flags))[0] == 0
+    assert json.loads((folder / "runs/0/args.json").read_text())["threads"] == threads
 
 
 FAULTS = ("once", "crash", "diverge", "usage")

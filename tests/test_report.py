@@ -273,7 +273,7 @@ def test_atari_table_of_what_there_is(tmp_path):
     scores = {("Pong", 1): 20.0, ("Pong", 2): 20.8, ("Breakout", 1): 300.0, ("Breakout", 2): 500.0}
     for (game, seed), score in scores.items():
         folder = tmp_path / "runs/ppo_atari" / game / str(seed)
-        make_run(folder, seed, score)
+        make_run(folder, seed, score, "diverged" if score == 500 else "finished")
         rows = (folder / "metrics.csv").read_text().replace("final_kl", "kl")
         (folder / "metrics.csv").write_text(rows)
     make_run(tmp_path / "runs/ppo_atari/Alien/1", 1, 700.0, "interrupted")
@@ -282,6 +282,7 @@ def test_atari_table_of_what_there_is(tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/README.md").read_text()
     assert "not counted: Alien seed 1, 700 after 0.0M steps." in text
+    assert "Diverged, and counted with the games that ended before: Breakout seed 2." in text
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "| 20.4 ± 0.4 |" in lines["Pong"] and "| 400 ± 100 |" in lines["Breakout"]
     assert lines["Alien"].count("missing") == 2 and text.count("missing |") == 2 * 47
