@@ -875,8 +875,9 @@ def parse(argv):
     """Args of the command line. Raises Stop in one line."""
     integers = tyro.constructors.ConstructorRegistry()
     typed = tyro.constructors.PrimitiveConstructorSpec(
-        1, "INT", whole, lambda x: isinstance(x, int), lambda x: [str(x)]
-    )
+        nargs=1, metavar="INT", instance_from_str=whole,
+        is_instance=lambda x: isinstance(x, int), str_from_instance=lambda x: [str(x)],
+    )  # fmt: skip
     integers.primitive_rule(lambda info: typed if info.type is int else None)
     with integers, redirect_stderr(io.StringIO()) as stderr:
         try:
