@@ -1,4 +1,4 @@
-"""benchmark/bf16.py: its roundings are those of bfloat16, where it is asked for them."""
+"""benchmark/bf16.py rounds as bfloat16 does, where it is asked to; bf16_half.py in one half only."""
 
 import sys
 from copy import deepcopy
@@ -13,6 +13,7 @@ import ppo_atari
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import bf16  # noqa: E402
+import bf16_half  # noqa: E402
 
 
 def agents(network="nature"):
@@ -102,3 +103,33 @@ def test_weights_that_are_rounded_already_stay():
     with torch.no_grad():
         for x, y in zip((agent(obs)[0].logits, agent(obs)[1]), (old(obs)[0].logits, old(obs)[1])):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("half", ["rollout", "update"])
+def test_half_of_an_iteration_is_in_bfloat16(monkeypatch, half):
+    """That half is --bf16's to the bit, the other float32's; so they are as train() uses them."""
+    monkeypatch.setattr(bf16_half.Agent, "half", half)
+    kinds = (ppo_atari.Agent, True), (ppo_atari.Agent, False), (bf16_half.Agent, True)
+    found = {}
+    for i, (kind, bf16_flag) in enumerate(kinds):
+        torch.manual_seed(1)
+        agent = kind(4, "nature", "orthogonal", bf16_flag)
+        old_agent = deepcopy(agent)
+        if bf16_flag:
+            old_agent.body.bfloat16()
+        old_agent.load_state_dict(agent.state_dict())
+        with torch.no_grad():
+            pi, value = old_agent(screens(4))
+        found[i] = [torch.cat([pi.logits, value[:, None]], -1)], gradients(agent, screens(32))[0]
+    for part, name in enumerate(("rollout", "update")):
+        rounded, plain, ours = (found[i][part] for i in range(3))
+        same, other = (rounded, plain) if half == name else (plain, rounded)
+        assert all(map(torch.equal, ours, same))
+        assert not any(map(torch.equal, ours, other))
+
+
+def test_half_must_be_named(capsys, monkeypatch):
+    for argv in (["bf16_half.py"], ["bf16_half.py", "--bf16"]):
+        monkeypatch.setattr(sys, "argv", argv)
+        assert bf16_half.main() == 2
+        assert "must be rollout or update" in capsys.readouterr().err
