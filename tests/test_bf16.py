@@ -1,4 +1,4 @@
-"""benchmark/bf16.py rounds as bfloat16 does, where it is asked to; bf16_half.py in one half only."""
+"""benchmark/bf16.py rounds as bfloat16 does, where asked to; bf16_half.py in one half only."""
 
 import sys
 from copy import deepcopy
