@@ -182,7 +182,7 @@ def test_skips_what_a_report_has(folder):
 @pytest.mark.parametrize(
     "name, runs",
     [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 30), ("atari", 49), ("bf16", 8),
-     ("bf16-emulated", 8), ("bf16-halves", 2)],
+     ("bf16-emulated", 8), ("bf16-halves", 4)],
 )  # fmt: skip
 def test_sweeps_list_their_runs(name, runs):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -195,10 +195,10 @@ def test_sweeps_list_their_runs(name, runs):
         _, _, setting, task, seed = command[-1].split("/")
         assert command[command.index("--env-id") + 1] == task
         assert command[command.index("--seed") + 1] == seed
-        if name == "bf16-halves":
-            assert setting == f"bf16-{command[2]}"
-        elif name.startswith("bf16"):
-            assert setting == ("bf16" if "--bf16" in command else "float32")
+        if name.startswith("bf16"):
+            half = {"rollout", "update"} & {command[2]}
+            bf16 = "-".join(["bf16", *half])
+            assert setting == (bf16 if "--bf16" in command else "float32")
         else:
             assert setting[-1].isalpha() or setting.split("-")[-1] in command
 
