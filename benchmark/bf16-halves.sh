@@ -9,9 +9,11 @@ cd "$(dirname "$0")/.."
 
 half=benchmark/bf16_half.py
 for seed in $(seq 5 $((4 + ${SEEDS:-10}))); do
-  for run in "float32 ppo_atari.py --no-bf16" "bf16 ppo_atari.py --bf16" \
-    "bf16-rollout $half rollout --bf16" "bf16-update $half update --bf16"; do
-    echo python ${run#* } --env-id KungFuMaster --seed "$seed" --total-timesteps 200000 \
-      --run-dir "runs/bf16-halves/${run%% *}/KungFuMaster/$seed"
+  for game in ${GAMES:-KungFuMaster}; do
+    for run in "float32 ppo_atari.py --no-bf16" "bf16 ppo_atari.py --bf16" \
+      "bf16-rollout $half rollout --bf16" "bf16-update $half update --bf16"; do
+      echo python ${run#* } --env-id "$game" --seed "$seed" --total-timesteps 200000 \
+        --run-dir "runs/bf16-halves/${run%% *}/$game/$seed"
+    done
   done
 done | python benchmark/launch.py "$@"
