@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does --bf16 change the scores? On hardware for it; elsewhere bf16-emulated.sh, whose games these
-# are, with other seeds. 200,000 steps, in which alpha goes to 0.
+# Does --bf16 change the scores? On hardware for it. Games that learn early, 200,000 steps in which
+# alpha goes to 0.
 #     bash benchmark/bf16.sh [flags of launch.py]       FIRST=8 SEEDS=2 bash benchmark/bf16.sh
 #     python benchmark/report.py bf16
 set -euo pipefail

@@ -390,7 +390,7 @@ def sweep(args, commands):
 
 
 def same_script(run_dir, command):
-    """Whether the copy in run_dir is what command would run; bf16.py's runs keep another's."""
+    """Whether the copy in run_dir is what command would run, if its script keeps one."""
     script = Path(command[1])
     copy = Path(run_dir) / script.name
     return not copy.exists() or copy.read_bytes() == script.read_bytes()

@@ -34,14 +34,10 @@ TITLES = TABLE1 | {
     "mujoco": "The seven tasks by the scripts' defaults",
     "noclip": "What makes PPO without clipping collapse?",
     "bf16": "Does bfloat16 change the scores?",
-    "bf16-500k": "Does bfloat16 change the scores, on games with plateaus?",
-    "bf16-emulated": "Does bfloat16 change the scores, where its roundings are emulated?",
     "bf16-halves": "Does bfloat16 cost scores in the rollout, or in the update?",
 }
 # To which the others are compared
-BASELINE = dict.fromkeys(("bf16", "bf16-500k", "bf16-emulated", "bf16-halves"), "float32")
-# A sweep of the same settings, with other seeds
-ALIKE = dict.fromkeys(("bf16", "bf16-halves"), "bf16-emulated")
+BASELINE = dict.fromkeys(("bf16", "bf16-halves"), "float32")
 BY_TASK = "Mean score over seeds, and below it the lowest and the highest seed."
 RULES = """\
 - **Score** of a run: mean return of its last 100 training episodes (section 6.1 of the paper).
@@ -335,12 +331,6 @@ def scores_text(name, runs, scores, random):
         if base := BASELINE.get(name):
             text += f"Difference to {base}, in units of what that learned, its score less random's;"
             text += f" in brackets 95%:\n\n{differences_table(runs, base)}\n"
-        if other := ALIKE.get(name):
-            tasks = {r["task"] for r in runs}
-            theirs = read(HERE / "results" / other / "runs.csv")
-            together = runs + [r for r in theirs if r["task"] in tasks]
-            text += f"Together with [{other}](../{other}/README.md), which has other seeds:"
-            text += f"\n\n{differences_table(together, base)}\n"
         if any(r.get("kl_mean") for r in runs):
             text += f"KL[pi_old, pi] after an update:\n\n{kl_table(runs, label)}\n"
         scores, others = {}, {}

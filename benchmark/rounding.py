@@ -5,20 +5,18 @@
     python benchmark/rounding.py
 
 The first trains by ppo_atari.py, whose flags it takes, in float32. In some twenty iterations of the
-run each gradient is computed in bfloat16 too, at the same weights, on the same minibatch, with the
-roundings of hardware (bf16.py); what it differs by goes to rounding.csv in the run directory, and
-changes nothing in the run. The second makes tables of all such runs in benchmark/results/rounding/,
-with its notes.md.
+run each gradient is computed as by --bf16, too, at the same weights, on the same minibatch; what it
+differs by goes to rounding.csv in the run directory, and changes nothing in the run. The second
+makes tables of all such runs in benchmark/results/rounding/, with its notes.md.
 """
 
 import json
 import sys
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from bf16 import Agent
 from report import markdown, read, write
 
 HERE = Path(__file__).resolve().parent
@@ -46,17 +44,9 @@ class Probe:
         iteration, number = divmod(int(adam.t), args.update_epochs * per_epoch)
         if iteration % max(1, args.num_iterations // PROBES) == 0:
             if number == 0:
-                self.old = deepcopy(agent)  # pi_old, as it is when rounded
-                self.old.bf16, self.seen = True, []
-            obs, actions, _, advantage, value_target, old_value = minibatch
-            with torch.no_grad():
-                pi, value = self.old(obs)
-            exact = self.gradient(agent, args, clip_coef, minibatch, bf16=False)
-            rounded = obs, actions, pi.log_prob(actions), advantage, value_target, old_value
-            rounded = self.gradient(agent, args, clip_coef, rounded, bf16=True)
-            for metrics, x in ((exact[1], value_target), (rounded[1], value)):
-                metrics["advantage"] = (x - old_value).square().mean().item()
-            self.seen.append((exact, rounded))
+                self.seen = []
+            both = [replace(args, bf16=x) for x in (False, True)]
+            self.seen.append([self.gradient(agent, x, clip_coef, minibatch) for x in both])
             if number == args.update_epochs * per_epoch - 1:
                 step, path = iteration * args.batch_size, Path(args.run_dir) / "rounding.csv"
                 known = [row for row in read(path) if int(row["global_step"]) < step]
@@ -64,11 +54,10 @@ class Probe:
                 write(path, known + [{"global_step": step} | row for row in rows])
         return self.update(agent, adam, args, learning_rate, clip_coef, *minibatch)
 
-    def gradient(self, agent, args, clip_coef, minibatch, bf16):
-        """The gradient by parameter, and METRICS by name, in one of the precisions."""
-        kept, agent.bf16 = Kept(), bf16
+    def gradient(self, agent, args, clip_coef, minibatch):
+        """The gradient by parameter, and METRICS by name."""
+        kept = Kept()
         metrics = self.update(agent, kept, args, 0.0, clip_coef, *minibatch)
-        agent.bf16 = False
         return kept.gradients, dict(zip(ppo_atari.METRICS, metrics.tolist()))
 
 
@@ -81,11 +70,7 @@ def moments(g, h):
 
 
 def compared(agent, seen, per_epoch):
-    """A row of squared lengths for each layer, and for all of them together, with metrics.
-
-    advantage is the mean square of what GAE finds V off by; advantage_bf16, of its rounding error,
-    which goes into the advantages nearly as it is.
-    """
+    """A row of squared lengths for each layer, and for all of them together, with metrics."""
     layers, rows = {}, []
     for i, (name, _) in enumerate(agent.named_parameters()):
         layers.setdefault(name.rpartition(".")[0], []).append(i)
@@ -102,7 +87,7 @@ def compared(agent, seen, per_epoch):
         rows.append(row)
     total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "layer"}
     total = {"layer": "all"} | total
-    for name in ("advantage", "kl", "clip_fraction"):
+    for name in ("kl", "clip_fraction"):
         exact, rounded = (np.mean([m[name] for _, m in metrics]) for metrics in zip(*seen))
         total |= {name: exact, f"{name}_bf16": rounded}
     return [*rows, total]
@@ -135,7 +120,7 @@ def main():
         if graphs or "--bf16" in flags:
             print("rounding.py: not with --bf16, nor CUDA graphs: --no-compile", file=sys.stderr)
             return 2
-        ppo_atari.update, ppo_atari.Agent = Probe(ppo_atari.update), Agent
+        ppo_atari.update = Probe(ppo_atari.update)
         return ppo_atari.main()
     out, text = HERE / "results" / "rounding", "# What bfloat16 changes in the gradients\n"
     everything = read(out / "rounding.csv")
@@ -151,9 +136,6 @@ def main():
         mine = [r for r in everything if (r["task"], r["seed"]) == (task, seed)]
         whole = [r for r in mine if r["layer"] == "all"]
         text += f"\n## {task}, seed {seed}, {len(whole)} iterations of its run\n\n{table(mine)}\n"
-        error = np.sqrt(sum(float(r["advantage_bf16"]) for r in whole))
-        error /= np.sqrt(sum(float(r["advantage"]) for r in whole))
-        text += f"- error of V in bfloat16 / advantage, root mean squares: {error:.2%}\n"
         for name in ("kl", "clip_fraction"):
             x, y = (np.mean([float(r[n]) for r in whole]) for n in (name, f"{name}_bf16"))
             text += f"- {name}, mean: {x:.4g} in float32, {y:.4g} in bfloat16\n"

@@ -366,10 +366,11 @@ def network(w, obs):
     """log pi and V of obs [B, 84, 84, 4], in float64 from weights w by name, channels first."""
     w = {name: x.double() for name, x in w.items()}
     x = torch.as_tensor(obs).permute(0, 3, 1, 2).double() / 255
-    *convolutions, full = [name[:-7] for name in w if re.fullmatch("body.*weight", name)]
+    convolutions = [name[:-7] for name in w if re.fullmatch("convs.*weight", name)]
     for name, stride in zip(convolutions, (4, 2, 1)):
         x = F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride))
-    x = F.relu(F.linear(x.flatten(1), w[f"{full}.weight"], w[f"{full}.bias"]))
+    x = x.permute(0, 2, 3, 1).flatten(1)  # row, column, channel
+    x = F.relu(F.linear(x, w["hidden.weight"], w["hidden.bias"]))
     logits = F.linear(x, w["actor.weight"], w["actor.bias"])
     return logits.log_softmax(-1), F.linear(x, w["critic.weight"], w["critic.bias"])[:, 0]
 
@@ -382,11 +383,10 @@ def screens(*shape):
 def test_agent_equals_a_reference(kind, size):
     """Closely in float32; bfloat16 makes a difference, but a small one."""
     torch.manual_seed(1)
-    agent, obs = ppo_atari.Agent(6, kind, "torch", False), screens(5)
+    agent, obs = ppo_atari.Agent(6, kind, "torch"), screens(5)
     with torch.no_grad():
         (pi, value), expected = agent(obs), network(agent.state_dict(), obs)
-        agent.bf16 = True
-        rough = agent(obs)
+        rough = agent(obs, bf16=True)
     assert pi.logits.shape == (5, 6) and value.shape == (5,)
     for x, y, z in zip((pi.logits, value), (rough[0].logits, rough[1]), expected):
         torch.testing.assert_close(x.double(), z, atol=1e-5, rtol=1e-5)
@@ -563,15 +563,29 @@ def test_gpu_equals_the_same_implementation():
         assert error.norm() < 1e-2 * (x.detach() - begin[name]).norm(), name
 
 
-def test_bfloat16_changes_an_iteration_but_little():
+def test_bfloat16_changes_an_update_but_little_and_a_rollout_not_at_all():
     size = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=64, update_epochs=1)
-    plain, rough = Notes(), Notes()
+    plain, rough = Rollouts(), Rollouts()
     for notes, bf16 in ((plain, False), (rough, True)):
         args = ppo_atari.Args(**size, bf16=bf16, cuda=False)
         agent = ppo_atari.train(args, Tape(4), notes)
         assert {p.dtype for p in agent.parameters()} == {torch.float32}
+    for x, y in zip(*(notes.policies[0].values() for notes in (plain, rough)), strict=True):
+        assert torch.equal(x, y)
     assert rough.rows[0] != plain.rows[0]
     assert rough.rows[0] == pytest.approx(plain.rows[0], rel=0.1, abs=1e-4)
+
+
+class Rollouts(Notes):
+    """Keeps logits [T, N, A] and values [T, N] of each iteration, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.policies = []
+
+    def check(self, iteration, **tensors):
+        if "logits" in tensors:
+            self.policies.append({name: x.clone() for name, x in tensors.items()})
 
 
 @pytest.mark.parametrize("processor, expected", [("AVX2", "slower with it"), ("AVX512", "")])
@@ -648,7 +662,7 @@ def test_actions_are_independent_samples_of_pi(monkeypatch):
             super().__init__()
             self.logits = torch.nn.Parameter(p.log())
 
-        def forward(self, obs):
+        def forward(self, obs, bf16=False):
             zero = 0 * self.logits.sum().expand(len(obs))
             return torch.distributions.Categorical(logits=self.logits + zero[:, None]), zero
 
