@@ -59,7 +59,7 @@ def panel(ax, table, task, look, sweep, levels=()):
         ax.plot(x, curve.mean(axis=1), linewidth=2.2 if s == "clip-0.2" else 1.3, **look[s])
         top, bottom = max(top, high.max()), min(bottom, low.min())
     floor = sweep.random.get(task, -math.inf) - (top - sweep.random.get(task, 0))
-    if bottom < floor:  # else one that collapsed would flatten all others
+    if bottom < floor < top:  # else one that collapsed would flatten all others
         ax.set_ylim(floor, top + 0.05 * (top - floor))
         ax.text(0.02, 0.03, f"lowest: {bottom:,.0f}", transform=ax.transAxes,
                 bbox=dict(facecolor="white", alpha=0.85, edgecolor="none", pad=1.5))  # fmt: skip
@@ -70,11 +70,11 @@ def curves(path, sweep):
     table, look = sweep.curves(), looks(sweep.label)
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
     tasks, groups = sweep.tasks, groups if len(groups) > 2 else [""]
-    lines = sweep.others.items() if len(look) == 1 else ()
-    across = {name: dict(color=CYCLE[i], linestyle="--") for i, (name, _) in enumerate(lines, -2)}
-    columns = 7 if len(tasks) > 12 else min(4, len(tasks) + 1) if len(tasks) % 4 else 3
-    columns = len(tasks) + 1 if groups[1:] else columns  # the legend has a panel
-    count = math.ceil((len(tasks) + 1) / columns) * len(groups)
+    lines = dict(sweep.others) if len(look) == 1 else {}
+    across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
+    panels = len(tasks) + 1  # with one for the legend
+    columns = panels if groups[1:] else min(panels, 4 if panels < 9 else math.ceil(panels**0.5))
+    count = math.ceil(panels / columns) * len(groups)
     figure, axes = plt.subplots(count, columns, figsize=(3.2 * columns, 2.7 * count), squeeze=False)
     for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, None])):
         shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "clip-0.2")]
@@ -84,8 +84,8 @@ def curves(path, sweep):
                      for s, x in (shown | across).items()]  # fmt: skip
             ax.legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
         else:
-            panel(ax, table, task, shown, sweep, [x[task] for _, x in lines])
-            for name, x in lines:
+            panel(ax, table, task, shown, sweep, [x[task] for x in lines.values()])
+            for name, x in lines.items():
                 ax.axhline(x[task], **across[name])
             ax.set(title=task, xlabel="million steps")
     for ax in axes.flat:
@@ -118,8 +118,8 @@ def kl(path, sweep):
     """KL after the update against steps, a panel a family, all tasks and seeds pooled."""
     table, look = sweep.curves("kl"), looks(sweep.label)
     groups = [name for name in (*FAMILIES, None) if name in map(family, look)]
-    figure, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups) + 2, 3.8), sharey=True,
-                                squeeze=False)  # fmt: skip
+    size = 3.4 * len(groups) + 4 * (None in groups), 3.8
+    figure, axes = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False)
     for ax, name in zip(axes[0], groups):
         for s in (s for s in look if family(s) == name):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
@@ -130,7 +130,8 @@ def kl(path, sweep):
             if name == "adaptive-kl":
                 ax.axhline(float(label), color=look[s]["color"], linewidth=0.8)
         ax.set(title=FAMILIES.get(name, ""), yscale="log", xlabel="million steps")
-        ax.legend(ncols=4 if name else 1, loc="upper center", columnspacing=1, handlelength=1.4)
+        place = dict(loc="upper center", ncols=4, columnspacing=1, handlelength=1.4)
+        ax.legend(**place if name else dict(loc="center left", bbox_to_anchor=(1, 0.5)))
     axes[0, 0].set_ylabel("KL[pi_old, pi] after the update")
     low, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(low, high * (high / low) ** 0.2)  # room for the legends

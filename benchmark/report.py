@@ -5,7 +5,7 @@
 reads runs/mujoco/SETTING/TASK/SEED/, if it is there, and what runs.csv has of other runs.
 
 A page is answer.md, which a person writes: a question as title, and the answer. Then come the
-tables and pictures that PAGES lists, how it was made, details, and notes.md, again by hand. A
+tables and pictures that PAGES lists, how it was made, details, and other files such as notes.md. A
 folder within it with CSV files of its own is a section. labels.csv orders and names the settings.
 """
 
@@ -160,29 +160,26 @@ def table(columns, index, form="{:.2f}".format):
 
 
 def write_page(folder, body):
-    """README.md of a result directory: answer.md, body, notes.md; the two if they are there."""
-    answer, notes = folder / "answer.md", folder / "notes.md"
+    """README.md of a result directory: its answer.md, body, and all other Markdown files of it."""
+    answer = folder / "answer.md"
+    others = sorted(set(folder.glob("*.md")) - {answer, folder / "README.md"})
     parts = [answer.read_text() if answer.exists() else f"# {folder.name}\n", body]
-    (folder / "README.md").write_text("\n".join(parts + [notes.read_text()] * notes.exists()))
+    parts += [path.read_text() for path in others]
+    (folder / "README.md").write_text("\n".join(parts))
     print(folder / "README.md")
 
 
 def how(name, sweep):
     """How the runs were made, as a list."""
-    runs, seeds = sweep.runs, ", ".join(map(str, sorted(set(sweep.runs["seed"]))))
+    runs = sweep.runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
+    seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
     lines = [f"`bash benchmark/{name.replace('-', '_')}.sh`"] * ("/" not in name)
     lines = [", then ".join([*lines, f"`python benchmark/report.py {name}`"])]
-    lines += [
-        f"{len(runs)} runs, seeds {seeds}: {runs['seconds'].sum() / 3600:.1f} hours of training"
-    ]
+    lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
     lines += [f"the first: `{runs['command'].iloc[0]}`"]
-    for column in ("git_commit", "machine", "versions"):
-        found = (
-            runs[column].astype("str").str.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
-        )
-        lines += [
-            f"{column.split('_')[-1]}: {' / '.join(sorted(set(found.dropna()))) or 'not recorded'}"
-        ]
+    for title, column in (("commit", "git_commit"), ("on", "machine"), ("with", "versions")):
+        found = " / ".join(sorted(set(runs[column].dropna()))) or "a machine not recorded"
+        lines += [f"{title} {found}"]
     for title, status in (("diverged", "diverged"), ("begun, and not counted", "interrupted")):
         found = ["/".join(map(str, x)) for x in runs[runs["status"] == status][KEY].to_numpy()]
         lines += [f"{title}: {', '.join(found)}"] if found else []
@@ -207,10 +204,7 @@ def by_algorithm(sweep):
 
 
 def by_task(sweep, interval=None, paper=None):
-    """Means, and below each the lowest and highest seed, or what interval() makes of the seeds.
-
-    paper: a file with settings' scores in the paper, for a row below ours.
-    """
+    """Means, below them ranges of seeds or what interval() makes, below those a paper's file's."""
     paper = known(paper, "task", "setting")["score"].unstack() if paper else ()
     ends = interval or (lambda x: (x.min(), x.max()) if len(x) > 1 else (np.nan, np.nan))
     rows = [["random policy", *sweep.random.reindex(sweep.tasks)]]
