@@ -19,8 +19,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
-import ppo_continuous as ppo  # noqa: E402
 from plots import plt, save  # noqa: E402
+
+import ppo_continuous as ppo  # noqa: E402
 
 OUT = ROOT / "benchmark/results/figures"
 CLIP, ACCENT, OTHER, KL = "#0072B2", "#D55E00", "#009E73", "#000000"

@@ -1,6 +1,5 @@
 """Pictures. Curves come as {(setting, task): DataFrame of values, steps x seeds}."""
 
-import math
 from itertools import product
 
 import matplotlib
@@ -48,33 +47,32 @@ def family(setting):
     return next((f for f in FAMILIES if other.startswith(f)), None)
 
 
-def panel(ax, table, task, look, sweep, levels=()):
-    """Return against steps on one task: mean over seeds, from the lowest to the highest."""
-    top, bottom = max(levels, default=-math.inf), math.inf
+def panel(ax, table, task, look, sweep, random=(), levels=()):
+    """Curves of one task: mean over seeds, and from the lowest to the highest."""
+    top, bottom = max(levels, default=-np.inf), np.inf
     for s in (s for s in look if (s, task) in table):
         curve = table[s, task].rolling(sweep.width, center=True, min_periods=1).mean()
         x, low, high = curve.index / 1e6, curve.min(axis=1), curve.max(axis=1)
-        shade = 0.12 if len(look) < 4 else 0.06
-        ax.fill_between(x, low, high, color=look[s]["color"], alpha=shade, linewidth=0)
+        ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.1, linewidth=0)
         ax.plot(x, curve.mean(axis=1), linewidth=2.2 if s == "clip-0.2" else 1.3, **look[s])
         top, bottom = max(top, high.max()), min(bottom, low.min())
-    floor = sweep.random.get(task, -math.inf) - (top - sweep.random.get(task, 0))
+    floor = 2 * random[task] - top if task in random else -np.inf
     if bottom < floor < top:  # else one that collapsed would flatten all others
         ax.set_ylim(floor, top + 0.05 * (top - floor))
         ax.text(0.02, 0.03, f"lowest: {bottom:,.0f}", transform=ax.transAxes,
                 bbox=dict(facecolor="white", alpha=0.85, edgecolor="none", pad=1.5))  # fmt: skip
 
 
-def curves(path, sweep):
+def curves(path, sweep, column="return"):
     """Learning curves, a panel a task; a row a family, with no clipping and 0.2 in every row."""
-    table, look = sweep.curves(), looks(sweep.label)
+    table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
     tasks, groups = sweep.tasks, groups if len(groups) > 2 else [""]
-    lines = dict(sweep.others) if len(look) == 1 else {}
+    lines = dict(sweep.others) if len(look) == 1 and score else {}
     across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
     panels = len(tasks) + 1  # with one for the legend
-    columns = panels if groups[1:] else min(panels, 4 if panels < 9 else math.ceil(panels**0.5))
-    count = math.ceil(panels / columns) * len(groups)
+    columns = panels if groups[1:] else min(panels, 4 if panels < 9 else round(panels**0.5 + 0.49))
+    count = -(-panels // columns) * len(groups)
     figure, axes = plt.subplots(count, columns, figsize=(3.2 * columns, 2.7 * count), squeeze=False)
     for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, None])):
         shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "clip-0.2")]
@@ -84,15 +82,21 @@ def curves(path, sweep):
                      for s, x in (shown | across).items()]  # fmt: skip
             ax.legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
         else:
-            panel(ax, table, task, shown, sweep, [x[task] for x in lines.values()])
+            levels, random = [x[task] for x in lines.values()], sweep.random if score else ()
+            panel(ax, table, task, shown, sweep, random, levels)
             for name, x in lines.items():
                 ax.axhline(x[task], **across[name])
             ax.set(title=task, xlabel="million steps")
     for ax in axes.flat:
         ax.axis("on" if ax.lines else "off")
     for ax in axes[:, 0]:
-        ax.set_ylabel("return of an episode")
+        ax.set_ylabel("return of an episode" if score else column)
     save(figure, path)
+
+
+def entropy(path, sweep):
+    """The same of the policy's entropy."""
+    curves(path, sweep, "entropy")
 
 
 def scores(path, labels, columns, paper=None):

@@ -68,7 +68,7 @@ def collect(folder):
 
 
 def curve(episodes, metrics, total):
-    """Step, return, KL and its coefficient in every hundredth of a run of total steps."""
+    """Step, return, KL, its coefficient and entropy in every hundredth of a run of total steps."""
 
     def hundredths(table, *columns):
         x = table.reindex(columns=["global_step", *columns]).astype(float)
@@ -76,9 +76,9 @@ def curve(episodes, metrics, total):
 
     points = hundredths(episodes, "episodic_return").mean().set_axis(["return"], axis=1)
     if "final_kl" in metrics:
-        found = hundredths(metrics, "final_kl", "kl_coef")
+        found = hundredths(metrics, "final_kl", "kl_coef", "entropy")
         kl = found["final_kl"].agg(["mean", "max"]).set_axis(["kl", "kl_max"], axis=1)
-        points = points.join([kl, found["kl_coef"].last()], how="outer")
+        points = points.join([kl, found[["kl_coef", "entropy"]].last()], how="outer")
     points.insert(0, "step", [round(i * total / 100) for i in points.index])
     return points
 
@@ -111,8 +111,7 @@ class Sweep:
         self.random = pd.concat([known("random_policy", "task")["score"], atari["random"]])
         others = known("paper_mujoco", "task", "column")["score"].unstack(sort=False)
         atari = atari[["ppo", "a2c", "acer"]].rename(columns=lambda s: f"paper, {s.upper()}")
-        others = pd.concat([others, atari])
-        self.others = others.reindex(self.tasks).dropna(axis=1)
+        self.others = pd.concat([others, atari]).reindex(self.tasks).dropna(axis=1)
 
     def table(self, column="score", common=True):
         """Settings x tasks of scores by seed; of the tasks that all settings have, or NaN there."""
@@ -183,7 +182,6 @@ def how(name, sweep):
     for title, status in (("diverged", "diverged"), ("begun, and not counted", "interrupted")):
         found = ["/".join(map(str, x)) for x in runs[runs["status"] == status][KEY].to_numpy()]
         lines += [f"{title}: {', '.join(found)}"] if found else []
-    lines += ["command, commit, versions, score and time of every run: `runs.csv`"]
     return "".join(f"- {line}\n" for line in lines)
 
 
@@ -211,27 +209,24 @@ def by_task(sweep, interval=None, paper=None):
     for s, row in sweep.table(common=False).iterrows():
         rows += [[sweep.label[s], *([x.mean(), *ends(x)] if np.ndim(x) else x for x in row)]]
         rows += [["*in the paper*", *paper[s].reindex(sweep.tasks)]] if s in paper else []
-    rows = [[cell(x, ends="<br>{} to {}") for x in row] for row in rows]
-    below = "its 95% interval" if interval else "the lowest and the highest seed"
-    return f"Mean score, and below it {below}.\n\n{markdown(['', *sweep.tasks], rows)}"
+    text = markdown(["", *sweep.tasks], [[cell(x, ends="<br>{} to {}") for x in y] for y in rows])
+    return f"Mean score, and its {'95% interval' if interval else 'range over seeds'}.\n\n{text}"
 
 
 @cache
 def statistics(sweep):
     """What stats.bootstrap() finds by best run, by best setting, and over all of training."""
-    settings = list(sweep.label)
     wanted = dict(mean=stats.mean_scores, iqm=stats.iqm_scores, pairs=stats.all_pairs)
-    column = known("paper_table1", "setting")["score"].reindex(settings)
+    column = known("paper_table1", "setting")["score"].reindex(list(sweep.label))
     rows = np.flatnonzero(column.notna())
     if len(rows) > 2:
-        rank = stats.rank_correlation
-        wanted["rank"] = lambda x: [rank(stats.mean_scores(x)[rows], column.dropna())]
+        wanted["rank"] = lambda x: [stats.spearman(stats.mean_scores(x)[rows], column.dropna())]
     found, rng = [], np.random.default_rng(0)
     for metric, best in (("score", np.max), ("score", np.mean), ("score_all", np.max)):
         norm = stats.normalised(sweep.table(metric), sweep.random, best)
         found.append(stats.bootstrap(norm, rng, **wanted))
         wanted = {"mean": stats.mean_scores}
-    pairs = dict(zip(combinations(settings, 2), found[0]["pairs"]))
+    pairs = dict(zip(combinations(sweep.label, 2), found[0]["pairs"]))
     pairs |= {(b, a): 1 - p[[0, 2, 1]] for (a, b), p in pairs.items()}
     return *found, pairs, column
 
@@ -279,8 +274,8 @@ def kl(sweep):
         "highest of an update": found["kl_max", "max"],
         "on target": ["" if x != x else f"{x:.0%}" for x in found["kl_held", "mean"]],
     }
-    labels = [sweep.label[s] for s in found.index]
-    return table(columns, labels, lambda x: short(x) if x >= 100 else f"{x:.3g}")
+    form = lambda x: short(x) if x >= 100 else f"{x:.3g}"  # noqa: E731
+    return table(columns, [sweep.label[s] for s in found.index], form)
 
 
 def differences(sweep):
@@ -294,7 +289,7 @@ def differences(sweep):
             rows.append([f"{name}, {task}", len(tables[0].loc[s, task]), *(x[i] for x, _ in found)])
         rows += [[f"**{name}, mean**", "", *(mean for _, mean in found)]] * len(tasks[:1])
     text = f"Difference to {sweep.label[base]}, in units of its score less the random policy's."
-    rows = [[cell(x, form) for x in row] for row in rows]
+    rows = ([cell(x, form) for x in row] for row in rows)
     return f"{text}\n\n{markdown(['', 'seeds', *METRICS.values()], rows)}"
 
 
@@ -348,13 +343,14 @@ KL = {"KL[pi_old, pi] after an update": [kl, plots.kl]}
 TASKS = {"By task": [by_task]}
 APART = {"Which rows do the data tell apart?": [told_apart]}
 BEATEN = {"Who beats whom?": [beaten]}
+HELD_OUT = BEATEN | KL | {"Entropy": [plots.entropy]}
 ATARI = {"Who wins?": [winners], "How large is ACER's lead in the paper?": [acer_lead]}
 RIVALS = partial(by_task, interval=stats.t_interval, paper="paper_fig3")
 PAGES = {  # sections of the answer, sections of the details, options of Sweep
     "mujoco": ([by_algorithm, plots.curves], {}, {"smooth": 1}),
     "table1": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "table1-2017": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
-    "held-out": ([by_task, plots.curves], BEATEN | KL, {"reference": "clip-0.2"}),
+    "held-out": ([by_task, plots.curves], HELD_OUT, {"reference": "clip-0.2"}),
     "rivals": ([RIVALS, plots.curves], BEATEN, {"reference": "ppo"}),
     "ablation": ([ablation], TASKS | {"Curves": [plots.curves]}, {}),
     "kl-constants": ([summary], APART | TASKS | KL, {"reference": "defaults"}),
@@ -370,9 +366,10 @@ def page(name, folder, root, mark="##"):
     first, details, options = PAGES.get(name, ([by_task, plots.curves], {}, {"smooth": 1}))
     sweep, parts = Sweep(folder, root, **options), []
     for title, sections in ({"": first, "How it was made": [partial(how, name)]} | details).items():
-        drawn = plots.curves, plots.kl
-        found = [sweep.picture(x, sweep) if x in drawn else x(sweep) for x in sections]
-        parts += [f"{mark} {title}\n"] * bool(title and any(found)) + list(filter(None, found))
+        made = [
+            sweep.picture(x, sweep) if x in vars(plots).values() else x(sweep) for x in sections
+        ]
+        parts += [f"{mark} {title}\n"] * bool(title and any(made)) + list(filter(None, made))
     for file in sorted(folder.glob("*/runs.csv")):
         text, pictures = page(f"{name}/{file.parent.name}", file.parent, root, f"{mark}#")
         parts += [file.with_name("answer.md").read_text(), text]

@@ -22,8 +22,9 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-import ppo_atari  # noqa: E402
 from report import table  # noqa: E402
+
+import ppo_atari  # noqa: E402
 
 PROBES = 20
 

@@ -78,7 +78,7 @@ def wins(rows):
     return np.concatenate([won, (most := won == won.max(0)) / most.sum(0)])
 
 
-def rank_correlation(x, y):
+def spearman(x, y):
     """[...]: Spearman's rank correlation of x [n, ...] with y [n]."""
     x, y = (stats.zscore(stats.rankdata(z, axis=0), axis=0) for z in (x, y))
     return np.tensordot(y, x, 1) / len(y)
@@ -87,8 +87,7 @@ def rank_correlation(x, y):
 def difference(x_row, y_row, random):
     """By how much x exceeds y on each task, in units of what y learned: its mean less random's.
 
-    Also [mean over tasks, low and high end of its 95% t interval], with one spread for all tasks
-    and both settings in those units; NaN where a task has fewer than three seeds.
+    Also the mean over tasks with its 95% t interval, of one spread for all; NaN for two seeds.
     """
     gain = np.array([y.mean() for y in y_row]) - np.asarray(random)
     each = np.array([x.mean() - y.mean() for x, y in zip(x_row, y_row)]) / gain

@@ -79,7 +79,7 @@ def test_rank_correlation_is_spearmans():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, (6, 3)), rng.normal(size=6)
     expected = [scipy.stats.spearmanr(column, y).statistic for column in x.T]
-    assert stats.rank_correlation(x, y) == pytest.approx(expected)
+    assert stats.spearman(x, y) == pytest.approx(expected)
 
 
 def test_wins_share_ties():
@@ -124,8 +124,8 @@ def make_run(folder, seed, score, status="finished", **args):
     lines = [f"{50 * (i + 1)},{r},50\n" for i, r in enumerate(returns)]
     head = "global_step,episodic_return,episodic_length\n"
     (folder / "episodes.csv").write_text(head + "".join(lines))
-    head = "global_step,seconds,sps,final_kl" + (",kl_coef" if args else "")
-    lines = [f"{s},1,1000,{0.01 * rng.uniform(0.5, 2):.4f}" + (",1.5" if args else "") + "\n"
+    head = "global_step,seconds,sps,entropy,final_kl" + (",kl_coef" if args else "")
+    lines = [f"{s},1,1000,{2 - s / 1e3},{0.01 * rng.uniform(0.5, 2):.4f}{',1.5' * bool(args)}\n"
              for s in range(50, 1001, 50)]  # fmt: skip
     (folder / "metrics.csv").write_text(head + "\n" + "".join(lines))
     facts = dict(command=["x.py", "--seed", str(seed)], versions={"python": "3"}, git_commit="abc")
@@ -155,11 +155,12 @@ def make_report(monkeypatch, folder, name):
 
 def test_curve_is_the_mean_of_each_hundredth():
     episodes = pd.DataFrame(dict(global_step=["5", "10", "11"], episodic_return=["1", "3", "7"]))
-    metrics = pd.DataFrame(dict(global_step=["10", "20"], final_kl=["0.1", "0.2"]))
+    metrics = pd.DataFrame(dict(global_step=["10", "20"], final_kl=["0.1", "0.2"], entropy="3"))
     found = report.curve(episodes, metrics.assign(kl_coef=["1", ""]).replace("", np.nan), 1000)
-    assert found.columns.tolist() == ["step", "return", "kl", "kl_max", "kl_coef"]
-    assert found.iloc[0].tolist() == [10, 2, 0.1, 0.1, 1]
-    assert found.iloc[1, :4].tolist() == [20, 7, 0.2, 0.2] and np.isnan(found.iloc[1, 4])
+    assert found.columns.tolist() == ["step", "return", "kl", "kl_max", "kl_coef", "entropy"]
+    assert found.iloc[0, :5].tolist() == [10, 2, 0.1, 0.1, 1]
+    assert found.iloc[1, :4].tolist() == [20, 7, 0.2, 0.2] and np.isnan(found["kl_coef"].iloc[1])
+    assert found["entropy"].tolist() == [3, 3]
     assert len(report.curve(pd.DataFrame(), pd.DataFrame(), 1000)) == 0
 
 
