@@ -68,7 +68,7 @@ def curves(path, sweep, column="return"):
     table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
     tasks, groups = sweep.tasks, groups if len(groups) > 2 else [""]
-    lines = dict(sweep.others) if len(look) == 1 and score else {}
+    lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
     across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
     panels = len(tasks) + 1  # with one for the legend
     columns = panels if groups[1:] else min(panels, 4 if panels < 9 else round(panels**0.5 + 0.49))

@@ -99,9 +99,9 @@ def known(name, *index):
 class Sweep:
     """What the CSV files of a result directory hold, and the pictures to be drawn of it."""
 
-    def __init__(self, folder, root, reference="", smooth=5):
+    def __init__(self, folder, root, reference="", smooth=5, beside=False):
         self.folder, self.root, self.reference, self.width = folder, root, reference, smooth
-        self.runs, self.pictures = pd.read_csv(folder / "runs.csv"), []
+        self.runs, self.pictures, self.beside = pd.read_csv(folder / "runs.csv"), [], beside
         self.done = self.runs[self.runs["status"].isin(["finished", "diverged"])]
         labels, there = known("labels", "setting")["label"], sorted(set(self.done["setting"]))
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
@@ -151,11 +151,11 @@ def markdown(head, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def table(columns, index, form="{:.2f}".format):
+def table(columns, index, form="{:.2f}".format, corner=""):
     """The same of {head: cells}, without the columns that have no cell."""
     columns = {head: [cell(x, form) for x in cells] for head, cells in columns.items()}
     columns = {head: cells for head, cells in columns.items() if any(cells)}
-    return markdown(["", *columns], zip(index, *columns.values()))
+    return markdown([corner, *columns], zip(index, *columns.values()))
 
 
 def write_page(folder, body):
@@ -260,7 +260,7 @@ def told_apart(sweep):
     found = {(sweep.label[a], sweep.label[b]): p for (a, b), p in pairs.items() if p[1] > 0.5}
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5."
     columns = {"B": [b for _, b in found], "P(A beats B)": found.values()}
-    return f"{text}\n\n{table(columns, [a for a, _ in found])}"
+    return f"{text}\n\n{table(columns, [a for a, _ in found], corner='A')}"
 
 
 def kl(sweep):
@@ -347,7 +347,7 @@ HELD_OUT = BEATEN | KL | {"Entropy": [plots.entropy]}
 ATARI = {"Who wins?": [winners], "How large is ACER's lead in the paper?": [acer_lead]}
 RIVALS = partial(by_task, interval=stats.t_interval, paper="paper_fig3")
 PAGES = {  # sections of the answer, sections of the details, options of Sweep
-    "mujoco": ([by_algorithm, plots.curves], {}, {"smooth": 1}),
+    "mujoco": ([by_algorithm, plots.curves], {}, {"smooth": 1, "beside": True}),
     "table1": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "table1-2017": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "held-out": ([by_task, plots.curves], HELD_OUT, {"reference": "clip-0.2"}),
@@ -357,7 +357,7 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep
     "no-clip": ([by_task, plots.curves], KL, {"smooth": 1}),
     "bfloat16": ([differences, plots.curves], TASKS, {"reference": "float32"}),
     "bfloat16/halves": ([differences, plots.curves], TASKS, {"reference": "float32"}),
-    "atari": ([by_algorithm, plots.curves], ATARI, {"smooth": 3}),
+    "atari": ([by_algorithm, plots.curves], ATARI, {"smooth": 3, "beside": True}),
 }
 
 
