@@ -37,8 +37,8 @@ def read(path):
 def write(path, rows):
     """A DataFrame to a CSV file, floats with six digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    print(path)
+    rows = rows.map(lambda x: f"{x:.6g}" if isinstance(x, float) and x == x else x)
+    rows.to_csv(path, index=False, lineterminator="\n")
 
 
 def collect(folder):

@@ -205,6 +205,9 @@ def test_runs_of_other_machines_stay(tmp_path):
     assert found["seed"].tolist()[1:] == [str(i) for i in range(1, 11)]
     assert found["score"].tolist()[:2] == ["7", 1940]
     assert report.merged(found, rows).equals(found)
+    rows = rows.assign(score=1 / 3)  # among text, too, floats have six digits
+    report.write(tmp_path / "runs.csv", report.merged(old[1:], rows))
+    assert report.read(tmp_path / "runs.csv")["score"].tolist() == ["7"] + ["0.333333"] * 10
     assert report.merged(pd.DataFrame(), rows).equals(rows.sort_values("seed", key=pd.to_numeric))
 
 
