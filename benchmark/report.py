@@ -53,7 +53,7 @@ def collect(folder):
         row = key | {name: summary.get(name) for name in names}
         metrics = read(path.with_name("metrics.csv"))
         if "final_kl" in metrics and len(metrics):
-            kl = metrics["final_kl"].astype(float)
+            kl = pd.to_numeric(metrics["final_kl"])
             row |= {"kl_mean": kl.mean(), "kl_max": kl.max()}
             if args.get("adapt_kl_coef"):
                 target, tolerance = args["kl_target"], args.get("kl_tolerance", 1.5)
@@ -71,7 +71,7 @@ def curve(episodes, metrics, total):
     """Step, return, KL, its coefficient and entropy in every hundredth of a run of total steps."""
 
     def hundredths(table, *columns):
-        x = table.reindex(columns=["global_step", *columns]).astype(float)
+        x = table.reindex(columns=["global_step", *columns]).apply(pd.to_numeric)
         return x.groupby(np.ceil(x.pop("global_step") * 100 / total).astype(int))
 
     points = hundredths(episodes, "episodic_return").mean().set_axis(["return"], axis=1)
