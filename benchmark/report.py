@@ -173,7 +173,7 @@ def how(name, sweep):
     runs = sweep.runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
     lines = [f"`bash benchmark/{name.replace('-', '_')}.sh`"] * ("/" not in name)
-    lines = [", then ".join([*lines, f"`python benchmark/report.py {name}`"])]
+    lines = [", then ".join([*lines, f"`python benchmark/report.py {name.split('/')[0]}`"])]
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
     lines += [f"the first: `{runs['command'].iloc[0]}`"]
     for title, column in (("commit", "git_commit"), ("on", "machine"), ("with", "versions")):
