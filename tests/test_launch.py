@@ -73,15 +73,29 @@ end("finished", 0)
 FAULTS = ("once", "crash", "diverge", "usage")
 
 
+launched = []
+
+
+@pytest.fixture(autouse=True)
+def end_launchers():
+    """Of a test that failed."""
+    yield
+    while launched:
+        launched.pop().kill()
+
+
 def launch(folder, lines, *flags):
     """A launcher that runs lines in folder, started."""
+    environ = {"HOLD": str(folder / "hold"), "TMPDIR": str(folder)}
+    environ |= {"RAY_TMPDIR": "/tmp"}  # sockets: short names
     process = subprocess.Popen(
         [sys.executable, LAUNCH, *flags], cwd=folder, text=True, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ
-        | {"TMPDIR": str(folder), "RAY_TMPDIR": "/tmp"}  # sockets: short names
-        | {"HOLD": str(folder / "hold")},
+        env=os.environ | environ,
+        # a shell that starts pytest in the background has it, and what it starts, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    launched.append(process)
     process.stdin.write("\n".join(lines))
     process.stdin.close()
     process.stdin = None
