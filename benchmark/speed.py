@@ -115,8 +115,8 @@ def programs(args):
         trpo=["--num-steps", 2048, "--gamma", 0.99, "--gae-lambda", 0.95],
         a2c=["--num-envs", 16, "--num-steps", 5],
     )
-    words = [sys.executable, ROOT / SCRIPTS[args.algorithm], *line, *flags[args.algorithm]]
-    words += ["--run-dir", "{run}"]
+    words = [sys.executable, ROOT / SCRIPTS[args.algorithm], *line, "--run-dir", "{run}"]
+    words += flags[args.algorithm]
     found = {"ours": Program(words, ["torch", "tyro"], True, "{}" if atari else task)}
     if atari and not args.no_bf16:
         found["ours bf16"] = found["ours"]._replace(words=[*words, "--bf16"])
@@ -223,10 +223,9 @@ def measure(name, program, task, repeat, work, args):
     env |= {"PYTHONPATH": str(program.path)} if program.path else {}
     code, wall, usage, ends, tail = run(words, args, cwd, env)
     if code:
-        print(f"{name}, {task}: exit code {code}:\n{tail}", file=sys.stderr)
-        return None
+        return print(f"{name}, {task}: exit code {code}:\n{tail}", file=sys.stderr)
     row = dict(repeat=repeat, task=task, program=name, steps=args.steps, steps_run=steps)
-    row |= dict(wall_s=wall, cpu_s=usage.ru_utime + usage.ru_stime)
+    row |= dict(seconds=wall, wall_s=wall, cpu_s=usage.ru_utime + usage.ru_stime)
     row["peak_mib"] = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     ends = [(iteration * args.batch, when) for iteration, when in sorted(ends.items())]
     if (cwd / "run/metrics.csv").exists():
@@ -237,7 +236,7 @@ def measure(name, program, task, repeat, work, args):
             seconds = metrics[f"{part}_seconds"][len(metrics) // 4 + 1 :].sum()
             row[f"{part}_us"] = 1e6 * seconds / late
         row["env_alone_us"] = environment_alone(task_id(program, task), args, cwd)
-    row["seconds"], row["extrapolated"] = wall, steps < args.steps
+    row["extrapolated"] = steps < args.steps
     if len(ends) > 2 and ends[-1][0] == steps:
         first_step, first_time = ends[len(ends) // 4]
         marginal = (ends[-1][1] - first_time) / (steps - first_step)
@@ -322,7 +321,7 @@ def main():
         return 2
     about = [f"`{shlex.join(['python', 'benchmark/speed.py', *sys.argv[1:]])}`"]
     load = f"load {os.getloadavg()[0]:.2f} at the start"
-    about += [f"{date.today()}, {git_commit()}, {args.cores} used of {machine()}, {load}"]
+    about += [f"{date.today()}, commit {git_commit()}, {args.cores} used of {machine()}, {load}"]
     about += [f"{name}: {what}" for name, what in versions.items()]
     rows, jobs = [], list(product(range(1, args.repeats + 1), args.tasks, found))
     for order, (repeat, task, name) in enumerate(jobs, 1):
