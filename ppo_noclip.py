@@ -32,7 +32,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import ExitStack, closing, redirect_stderr, suppress
+from contextlib import closing, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import partial
@@ -278,7 +278,8 @@ def train(args, envs, run):
         # Advantages
         estimates = estimate(args, agent, return_moments, batch)
         old_pi, old_logprob, values, advantages, value_targets = estimates
-        run.check(iteration, **vars(batch), values=values, advantages=advantages)
+        seen = dict(**vars(batch), return_moments=return_moments)
+        run.check(iteration, **seen, values=values, advantages=advantages)
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations
@@ -392,10 +393,10 @@ class Stop(Exception):
         self.code = code
 
 
-def show(line):
+def show(line, file=1):
     """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
     with suppress(OSError):
-        os.write(1, f"{line}\n".encode())
+        os.write(file, f"{line}\n".encode(errors="surrogateescape"))
 
 
 def resolve(name):
@@ -418,9 +419,10 @@ def make_env(args, video=False):
             env = gym.wrappers.FlattenObservation(env)
         if args.clip_actions:
             env = gym.wrappers.ClipAction(env)  # (+)
-        obs, _ = env.reset(seed=args.seed)
+        size, seed = env.observation_space.shape, args.seed % 2**31  # some simulators take a C int
+        obs, _ = env.reset(seed=seed)
         next_obs, reward, _, _, _ = env.step(np.zeros(actions.shape, np.float32))
-        size, again = env.observation_space.shape, env.reset(seed=args.seed)[0]
+        again, _ = env.reset(seed=seed)
         for x, shape in ((obs, size), (next_obs, size), (again, size), (np.squeeze(reward), ())):
             if np.shape(x) != shape or not np.isfinite(x).all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
@@ -431,8 +433,8 @@ def make_env(args, video=False):
             if np.ndim(env.render()) != 3 or not env.metadata.get("render_fps", 30) > 0:
                 raise ValueError("no video of it: render() gives no picture, or render_fps is 0")
         return env
-    except Exception as error:
-        if env:
+    except (Exception, SystemExit) as error:
+        with suppress(Exception, SystemExit):
             env.close()
         raise Stop(2, f"--env-id {args.env_id}: {type(error).__name__}: {error}") from error
 
@@ -447,6 +449,7 @@ class Envs:
     def __init__(self, args, on_episode, video=False):
         N = args.num_envs
         self.args, self.on_episode = args, on_episode
+        self.gamma = getattr(args, "gamma", 1.0)  # of discounted returns
         self.global_step = 0
         self.num_restarts = 0  # of episodes that did not repeat themselves on resuming
         self.steps = []  # (reward, discounted return, done) since pop_steps()
@@ -455,14 +458,23 @@ class Envs:
         self.episode_return = [0.0] * N
         self.discounted_return = [0.0] * N
         self.actions = [bytearray() for _ in range(N)]  # of the episode so far, as float32
-        with ExitStack() as stack:  # closes all if one fails
-            self.envs = [stack.enter_context(closing(make_env(args, video))) for _ in range(N)]
+        self.envs = []
+        try:
+            for _ in range(N):
+                self.envs.append(make_env(args, video))
             self.obs_size = self.envs[0].observation_space.shape[0]
             self.action_size = self.envs[0].action_space.shape[0]
             self.obs = zeros(N, self.obs_size)  # what is seen now
             for n in range(N):
                 self.reset(n)
-            self.close = stack.pop_all().close
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self):
+        for env in self.envs:
+            with suppress(Exception, SystemExit):  # all that counts is written by now
+                env.close()
 
     def reset(self, n):
         """Begins the next episode of environment n. Raises Stop(1) if it fails."""
@@ -474,22 +486,32 @@ class Envs:
         random.seed(seed)  # and some draw from the global generators
         np.random.seed(seed)
         try:
-            self.obs[n], _ = self.envs[n].reset(seed=seed)
-        except Exception as error:
-            raise Stop(1, f"{self.args.env_id} failed in reset(): {error!r}") from error
+            self.see(n, self.envs[n].reset(seed=seed)[0])
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise Stop(1, f"{self.args.env_id} failed in reset(): {reason}") from error
+
+    def see(self, n, obs):
+        obs = np.asarray(obs)
+        if obs.shape != (self.obs_size,):  # numpy would repeat a number, and take None for NaN
+            raise ValueError(f"an observation of shape {obs.shape}, not {(self.obs_size,)}")
+        self.obs[n] = obs
 
     def act(self, n, action):
         """Steps environment n: reward, terminated, truncated. Raises Stop(1) if it fails."""
         self.actions[n] += action.tobytes()  # before the step, which may change the array
         try:
-            self.obs[n], reward, terminated, truncated, _ = self.envs[n].step(action.copy())
-            reward = float(reward if np.ndim(reward) == 0 else np.asarray(reward).item())
-        except Exception as error:
+            obs, reward, terminated, truncated, _ = self.envs[n].step(action.copy())
+            self.see(n, obs)
+            reward = float(reward if isinstance(reward, float) else np.asarray(reward).item())
+            terminated, truncated = bool(terminated), bool(truncated)
+        except (Exception, SystemExit) as error:
             code, why = (1, "failed in step()") if np.isfinite(action).all() else (3, "diverged")
-            raise Stop(code, f"{self.args.env_id} {why}: {error!r}, action {action}") from error
+            reason = f"{type(error).__name__}: {error}; the action was {action}"
+            raise Stop(code, f"{self.args.env_id} {why}: {reason}") from error
         self.episode_return[n] += reward
-        self.discounted_return[n] = self.args.gamma * self.discounted_return[n] + reward
-        return reward, bool(terminated), bool(truncated)
+        self.discounted_return[n] = self.gamma * self.discounted_return[n] + reward
+        return reward, terminated, truncated
 
     def step(self, actions):
         """Steps all by actions [N, A]; what they then see is in obs [N, O]."""
@@ -537,21 +559,22 @@ class Envs:
 class Run:
     """The run directory: arguments, sources, every episode, metrics, the last checkpoint."""
 
-    may_change = ("run_dir", "checkpoint_every", "capture_video", "track", "wandb_project_name")
+    may_change = {"run_dir", "checkpoint_every", "capture_video"}
+    may_change |= {"track", "wandb_project_name", "wandb_entity"}
 
     def __init__(self, args, script):
         """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
         self.args, self.script, self.sources = args, Path(script).name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
-        self.saved_args, self.summary, self.files = {}, {}, {}
+        self.saved_args, self.summary, self.files, self.state = {}, {}, {}, {}
         self.rows = {"metrics.csv": [], "episodes.csv": []}
         self.seconds = self.last_step = 0
         self.exit_code = None  # that a signal asks for
-        found = {path.name: path for path in self.dir.glob("*")} if args.run_dir else {}
-        others = [x for x in found.values() if x.is_dir() or x.stat().st_size and x.suffix != ".tmp"]
-        if not others:
-            return  # there is nothing but what a start that was cut short may leave
         try:
+            names = os.listdir(self.dir) if args.run_dir and self.dir.is_dir() else ()
+            found = {name: self.dir / name for name in names if name != "args.json.tmp"}
+            if not any(path.is_dir() or path.stat().st_size for path in found.values()):
+                return  # there is nothing but what a start that was cut short may leave
             self.saved_args = dict(json.loads((self.dir / "args.json").read_text()))
             if "summary.json" in found:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
@@ -581,6 +604,8 @@ class Run:
         except OSError as error:
             raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
         lock(self.files["metrics.csv"], args.run_dir)
+        if not self.saved_args and (self.dir / "args.json").exists():
+            raise Stop(2, f"--run-dir {args.run_dir}: another process has just begun a run there")
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         versions = {d.name: d.version for d in distributions() if d.name in packages}
         versions |= dict(python=platform.python_version(), device=device_name(args))
@@ -681,11 +706,14 @@ class Run:
         returns = [float(row.split(",")[1]) for row in self.rows["episodes.csv"][1:][-most:]]
         return float(np.mean(returns)) if returns else math.nan
 
-    def check(self, iteration, **tensors):
-        """Raises Stop(3), naming the first of tensors that is not finite."""
-        for name, x in tensors.items():
-            if not isinstance(x, list) and not torch.isfinite(torch.as_tensor(x)).all():
-                raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+    def check(self, iteration, **parts):
+        """Raises Stop(3), naming the first tensor, of these or in a module, that is not finite."""
+        for name, part in parts.items():
+            inside = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+            for key, nested in inside.items():
+                if not all(torch.isfinite(torch.as_tensor(x)).all() for x in tree_leaves(nested)):
+                    name = f"{name}.{key}" if key else name
+                    raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
         self.last_check = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -694,9 +722,8 @@ class Run:
         Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
         """
         args, now, rollout_end = self.args, time.perf_counter(), self.last_check
-        parts = [(name, part) for name, part in self.state.items() if isinstance(part, nn.Module)]
-        state = {f"{name}.{k}": x for name, part in parts for k, x in part.state_dict().items()}
-        self.check(iteration, **metrics, **state)
+        modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
+        self.check(iteration, **metrics, **modules)
         self.seconds += now - self.last_time
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
         row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
@@ -725,8 +752,8 @@ class Run:
         try:
             path = self.dir / "videos" / f"step-{step}.gif"
             play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
-        except Exception as error:
-            show(f"no video at step {step}: {error}")
+        except (Exception, SystemExit) as error:
+            show(f"no video of step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
 
@@ -751,8 +778,10 @@ class Run:
         """Keeps the traceback of what ended the run, and says so in summary.json."""
         with suppress(OSError):
             (self.dir / "error.txt").write_text("".join(traceback.format_exception(error)))
-            status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
-            self.finish(status, reason=f"{type(error).__name__}: {error}")
+            if self.state:
+                status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
+                kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
+                self.finish(status, reason=f"{kind}{error}")
 
 
 def play(args, agent, seed, video=None, stop=lambda: False):
@@ -800,7 +829,7 @@ def evaluate(args, policy):
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
-        returns.append(play(run_args, agent, args.seed * 1000 + i, video))
+        returns.append(play(run_args, agent, (args.seed * 1000 + i) % 2**53, video))
         show(f"episode {i}: return {returns[-1]:.1f}" + (f", {video}" if video else ""))
     mean, std = np.mean(returns), np.std(returns, ddof=1)
     half = 2.262 * std / 10**0.5  # 2.262: Student's t, 9 degrees of freedom
@@ -840,7 +869,8 @@ def sources(script):
 
 LIMITS = dict(
     seed=(0, 2**53), num_threads=(0, 1024), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
-    init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12),
+    init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12), kl_tolerance=(1, 1e12),
+    kl_factor=(1.000001, 1e12),
 )  # fmt: skip
 
 
@@ -880,9 +910,10 @@ def main(train, flags, script, policy=Agent):
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
     3 diverged. Raises SystemExit with 130 or 143 if stopped by a signal.
     """
-    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass  # in place of a standard stream that is closed, or a file would come to be it
-    os.close(fd)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed, and the next file would get its number
+            setattr(sys, name, open(os.devnull, "r+"))
+            os.set_inheritable(getattr(sys, name).fileno(), True)
     prepare()
     run = envs = None
     try:
@@ -892,7 +923,8 @@ def main(train, flags, script, policy=Agent):
             return evaluate(args, policy)
         run = Run(args, script)
         if (status := run.summary.get("status")) in ("finished", "diverged"):
-            show(f"{args.run_dir}: already {status}, score {run.summary['score']:.2f}")
+            score = run.summary.get("score")
+            show(f"{args.run_dir}: already {status}, score {score and round(score, 2)}")
             return 0 if status == "finished" else 3
         if args.capture_video:
             make_env(args, video=True).close()
@@ -910,7 +942,7 @@ def main(train, flags, script, policy=Agent):
             run.fail(error)
         if not isinstance(error, Stop | OSError):
             raise
-        print(f"{Path(script).name}: {error}", file=sys.stderr)
+        show(f"{Path(script).name}: {error}", file=2)
         return code
     finally:
         if envs:
@@ -921,6 +953,7 @@ def prepare():
     """What this script wants of its process."""
     gym.logger.min_level = gym.logger.ERROR
     warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", "Converting a tensor")  # the replay says more
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
 
@@ -995,7 +1028,9 @@ class Replay:
         found = {"what it returns": torch.as_tensor(self.result), **self.state}
         for name, x in expected.items():
             change = (x - before[1].get(name, 0)).norm()
-            if (found[name] - x).norm() > 1e-2 * change + 1e-5 * x.norm() + 1e-5:
+            error, finite = (found[name] - x).norm(), found[name].isfinite()
+            far = error > 1e-2 * change + 1e-5 * x.norm() + 1e-5
+            if far or not torch.equal(finite, x.isfinite()):
                 if self.mismatch:
                     what = getattr(self.function, "func", self.function).__name__
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
@@ -1058,7 +1093,7 @@ def repeated(target, in_place, result, args, kwargs):
         calls = NUMPY[name](*tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args)))
     if calls:  # of (function, *its arguments)
         scalars = [[np.array(x, np.float32) if is_number(x) else x for x in call] for call in calls]
-        return [partial(f, *(map(row, xs) if isinstance(f, np.ufunc) else xs)) for f, *xs in scalars]
+        return [partial(f, *(map(row, xs) if isinstance(f, np.ufunc | partial) else xs)) for f, *xs in scalars]
     operation = partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)
 
     def fill():
@@ -1083,22 +1118,28 @@ def total(out, x, axes=None, keep=False):
     return [(partial(np.add.reduce, x, axes and tuple(axes), None, out, keep),)]
 
 
+def clip(out, x, low=None, high=None):
+    calls = [] if low is None else [(partial(np.maximum, out=row(out)), x, low)]
+    rest = x if low is None else out
+    return calls if high is None else [*calls, (partial(np.minimum, out=row(out)), rest, high)]
+
+
 dot = np.ndarray.dot
 NUMPY = {  # by PyTorch's name: from its result and arguments, (numpy's function, *arguments), or None
     "_to_copy.default": lambda out, x: [(np.copyto, out, x)],
     "addmm.default": lambda out, b, x, w: [(dot, row(x), w, row(out)), (np.add, out, b, out)],
-    "clamp.default": lambda out, x, low, high=None: [(x.clip, low, high, out)],
-    "clamp.Tensor": lambda out, x, low, high=None: [(x.clip, low, high, out)],
+    "clamp.default": clip,
+    "clamp.Tensor": clip,
     "expand.default": lambda out, x, *_: [(np.copyto, out, x)],
     "linalg_vector_norm.default": lambda out, x, p: p == 2 and x.flags.c_contiguous and [
         (dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out),
     ],
     "masked_fill_.Scalar": lambda out, x, mask, y: [(np.copyto, out, y, "same_kind", mask)],
-    "maximum.default": lambda out, x, y: [(partial(np.maximum, out=out), x, y)],
+    "maximum.default": lambda out, x, y: clip(out, x, y),
     "mean.default": lambda out, x: [  # not all in out: in place an operation on a number is slow
         *total(sum := np.empty_like(out), x), (np.divide, sum, x.size, out),
     ],
-    "minimum.default": lambda out, x, y: [(partial(np.minimum, out=out), x, y)],
+    "minimum.default": lambda out, x, y: clip(out, x, None, y),
     "mm.default": lambda out, x, w: [(dot, row(x), w, row(out))],
     "pow.Tensor_Scalar": lambda out, x, y: {1: [(np.positive, x, out)], 2: [(np.square, x, out)]}.get(y),
     "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],

@@ -42,7 +42,7 @@ class FakeRun:
             copies = {k: list(x) if isinstance(x, list) else np.copy(x) for k, x in tensors.items()}
             self.rollouts.append(copies)
 
-    def log(self, iteration, step=None, last=None, metrics=None, **row):  # row: the old ppo_atari.py
+    def log(self, iteration, step=None, last=None, metrics=None, **row):  # row: as ppo_atari.py
         self.rows.append(row if metrics is None else dict(metrics))
 
     def episode(self, *row):
@@ -114,11 +114,11 @@ class Program:
 
     @property
     def out(self):
-        return self.output[0].read_text() if self.output[0].exists() else ""
+        return self.output[0].read_text(errors="surrogateescape") if self.output[0].exists() else ""
 
     @property
     def err(self):
-        return self.output[1].read_text()
+        return self.output[1].read_text(errors="surrogateescape")
 
     def until(self, condition):
         """Waits until condition() holds or the program has ended. Returns itself."""
@@ -145,7 +145,8 @@ def rows(path):
 def results(run_dir):
     """All that the same command must reproduce byte for byte."""
     times = {"seconds", "sps", "rollout_seconds", "update_seconds"}
-    metrics = [{k: x for k, x in row.items() if k not in times} for row in rows(run_dir / "metrics.csv")]
+    metrics = rows(run_dir / "metrics.csv")
+    metrics = [{k: x for k, x in row.items() if k not in times} for row in metrics]
     return {
         "episodes.csv": (run_dir / "episodes.csv").read_bytes(),
         "metrics.csv": metrics,

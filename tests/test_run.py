@@ -16,22 +16,22 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, Program, results, rows, snapshot
+from conftest import MUJOCO_SCRIPTS, Program, results, rows, snapshot
 
 import ppo_continuous
 import ppo_klpen
 import ppo_noclip
 
 TASKS = {  # with physics, with goals and time limits, with several environments
-    ppo_continuous: "Hopper --num-steps 256 --total-timesteps 12800",
-    ppo_noclip: "Reacher --num-steps 256 --total-timesteps 12800",
-    ppo_klpen: "InvertedPendulum --num-envs 4 --num-steps 64 --total-timesteps 12800",
+    ppo_continuous: "Hopper --num-steps 256 --total-timesteps 7680",
+    ppo_noclip: "Reacher --num-steps 256 --total-timesteps 7680",
+    ppo_klpen: "InvertedPendulum --num-envs 4 --num-steps 64 --total-timesteps 7680",
 }
 TOY = "--env-id toys:Toy-v0 --num-steps 128 --total-timesteps 1024 --run-dir run".split()
 
 
 def command(script):
-    """Fifty iterations of 256 steps each."""
+    """Thirty iterations of 256 steps each."""
     return f"--run-dir run --update-epochs 4 --env-id {TASKS[script]}".split()
 
 
@@ -74,17 +74,23 @@ def finished(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.fixture(scope="module")
+def whole_toy(finished):
+    return results(finished(ppo_continuous) / "run")
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_directory_holds_what_the_contract_says(script, finished):
     run = finished(script) / "run"
     files = {f"{script.__name__}.py", "args.json", "episodes.csv", "metrics.csv", "checkpoint.pt"}
     assert {path.name for path in run.iterdir()} == files | {"agent.pt", "summary.json"}
 
     facts = json.loads((run / "args.json").read_text())
-    args = script.Args(env_id="toys:Toy-v0", num_steps=128, total_timesteps=1024, run_dir="run")
-    assert asdict(args).items() <= facts.items()
+    args = dict(env_id="toys:Toy-v0", num_steps=128, total_timesteps=1024, run_dir="run")
+    args = asdict(script.Args(**args, exp_name=script.__name__))
+    assert args == {name: facts[name] for name in args}
     assert facts["script"] == f"{script.__name__}.py" and facts["command"][1:] == TOY
-    assert {"python", "torch", "gymnasium", "mujoco", "ale-py"} <= facts["versions"].keys()
+    assert {"python", "torch", "gymnasium", "mujoco", "numpy"} <= facts["versions"].keys()
     assert facts["versions"]["device"].startswith("cpu") and facts["versions"]["threads"] == 1
     assert "git_commit" in facts
     with open(script.__file__, "rb") as file:
@@ -95,13 +101,17 @@ def test_directory_holds_what_the_contract_says(script, finished):
     assert [int(row["global_step"]) for row in episodes] == list(range(10, 1025, 10))
     assert {row["episodic_length"] for row in episodes} == {"10"}
     assert [int(row["global_step"]) for row in metrics] == list(range(128, 1025, 128))
-    columns = "kl clip_fraction entropy value_loss explained_variance learning_rate".split()
+    columns = "surrogate kl final_kl clip_fraction entropy value_loss".split()
+    columns += ["explained_variance", "learning_rate"]
     columns += ["kl_coef"] * (script is ppo_klpen)
-    assert list(metrics[0])[:3] == ["global_step", "seconds", "sps"]
+    times = ["global_step", "seconds", "sps", "rollout_seconds", "update_seconds"]
+    assert list(metrics[0])[:5] == times
+    parts = sum(float(row["rollout_seconds"]) + float(row["update_seconds"]) for row in metrics)
+    assert 0 < parts <= float(metrics[-1]["seconds"]) * 1.001
     assert set(columns) <= metrics[0].keys()
     assert all(np.isfinite(float(x)) for row in metrics for x in row.values())
 
-    summary, scores = json.loads((run / "summary.json").read_text()), []
+    summary = json.loads((run / "summary.json").read_text())
     scores = [float(row["episodic_return"]) for row in episodes]
     assert summary["status"] == "finished" and summary["global_step"] == 1024
     assert summary["episodes"] == len(scores) == 102
@@ -112,7 +122,7 @@ def test_directory_holds_what_the_contract_says(script, finished):
         torch.load(run / name, weights_only=True)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_finished_run_is_left_as_it_is(script, finished):
     """The same command says so and ends with 0; one with other arguments is refused."""
     cwd = finished(script)
@@ -155,17 +165,17 @@ def started(program, run):
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_killed_at_any_instant_it_ends_with_the_same_bytes(script, whole, tmp_path):
-    """SIGKILL, ten times at random, often while a checkpoint is being written."""
+    """SIGKILL, six times at random, often while a checkpoint is being written."""
     rng, cwd, run, kills = random.Random(script.__name__), tmp_path / "cwd", tmp_path / "cwd/run", 0
-    for every in (1, 8, 1, 3, 8, 1, 5, 1, 3, 1):
+    for every in (1, 8, 1, 3, 8, 1):
         program = started(Program(script, cwd, *command(script), "--checkpoint-every", every), run)
         time.sleep(rng.uniform(0, 0.03))
         if rng.random() < 0.5:
             program.until((run / "checkpoint.pt.tmp").exists)
         kills += program.wait(signal.SIGKILL) == -signal.SIGKILL
-    assert kills >= 5
+    assert kills >= 3
     program = Program(script, cwd, *command(script))
     assert program.wait() == 0, program.err
     assert results(run) == whole(script)
@@ -198,7 +208,7 @@ def test_stopped_by_a_signal_it_goes_on_to_the_same_bytes(script, signum, whole,
         summary = json.loads((run / "summary.json").read_text())
         assert summary["status"] == "interrupted"
         assert summary["global_step"] == int(rows(run / "metrics.csv")[-1]["global_step"])
-    assert summary["iteration"] >= 3
+    assert len(rows(run / "metrics.csv")) >= 3
     assert Program(script, cwd, *command(script)).wait() == 0
     assert results(run) == whole(script)
 
@@ -212,12 +222,13 @@ def test_it_goes_on_where_nobody_reads(whole, tmp_path):
     program.stdout.readline()
     program.stdout.close()
     while program.poll() is None and len((run / "metrics.csv").read_text().split()) < 8:
-        time.sleep(0.001)  # 5 rows of 50 are shown
+        time.sleep(0.001)  # of which it has said something by then
     program.send_signal(signal.SIGINT)
     assert program.wait() == 130 and program.stderr.read() == b""
     program.stderr.close()
-    iteration = torch.load(run / "checkpoint.pt", weights_only=True)["iteration"]
-    assert json.loads((run / "summary.json").read_text())["iteration"] == iteration >= 7
+    iteration = torch.load(run / "checkpoint.pt", weights_only=True)["progress"][0]
+    assert json.loads((run / "summary.json").read_text())["global_step"] == 256 * iteration
+    assert iteration >= 7
     assert Program(ppo_continuous, cwd, *command(ppo_continuous)).wait() == 0
     assert results(run) == whole(ppo_continuous)
 
@@ -269,9 +280,10 @@ def test_divergence_ends_the_run_with_3(script, flags, name, tmp_path):
     summary = json.loads((run / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["status"] == "diverged"
     assert summary["episodes"] == len(rows(run / "episodes.csv")) >= 10
-    torch.load(run / "diverged.pt", weights_only=True)
+    assert "Traceback" in (run / "error.txt").read_text()
     before = snapshot(cwd)
-    assert Program(script, cwd, *TOY, *flags.split()).wait() == 3
+    again = Program(script, cwd, *TOY, *flags.split())
+    assert again.wait() == 3 and "already diverged" in again.out
     assert snapshot(cwd) == before
 
 
@@ -320,12 +332,25 @@ def test_checkpoint_of_another_run_is_refused(finished, tmp_path):
     assert snapshot(cwd) == before
 
 
-def test_records_shorter_than_the_checkpoint_says_are_refused(finished, tmp_path):
-    cwd = tmp_path / "cwd"
-    shutil.copytree(finished(ppo_continuous), cwd)
-    (cwd / "run/summary.json").unlink()
-    (cwd / "run/episodes.csv").write_text("global_step,episodic_return,episodic_length\n")
-    assert_refused(Program(ppo_continuous, cwd, *TOY), "episodes.csv")
+@pytest.mark.parametrize("name", ["episodes.csv", "metrics.csv"])
+@pytest.mark.parametrize("fault", ["short", "gone", "longer"])
+def test_records_are_healed_from_the_checkpoint(name, fault, whole_toy, tmp_path):
+    """It holds all their rows, so that whatever became of a file, a resumed run has it again."""
+    cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
+    argv = *TOY, "--checkpoint-every", 3
+    program = Program(ppo_continuous, cwd, *argv).until((run / "checkpoint.pt").exists)
+    program.wait(signal.SIGKILL)
+    (run / "summary.json").unlink(missing_ok=True)
+    text = (run / name).read_text()
+    (run / name).write_text(text[: len(text) // 2] if fault == "short" else text + "3,-1.0,3\n")
+    if fault == "gone":
+        (run / name).unlink()
+    program = Program(ppo_continuous, cwd, *argv)
+    assert program.wait() == 0 and "goes on after iteration" in program.out
+    assert results(run) == whole_toy
+
+
+INTERVAL = r"mean (\S+) \(95% (\S+) to (\S+)\), standard deviation (\S+)"
 
 
 def test_eval_plays_a_finished_run(finished, tmp_path):
@@ -337,7 +362,11 @@ def test_eval_plays_a_finished_run(finished, tmp_path):
     program = Program(ppo_continuous, cwd, "--eval", "run", "--capture-video", *task)
     assert program.wait() == 0, program.err
     returns = [float(x) for x in re.findall(r"return (-?[\d.]+)", program.out)]
-    assert len(returns) == 10 and f"mean {np.mean(returns):.0f}" in program.out
+    mean, low, high, std = map(float, re.search(INTERVAL, program.out).groups())
+    assert len(returns) == 10 and mean == pytest.approx(np.mean(returns), abs=0.1)
+    assert std == pytest.approx(np.std(returns, ddof=1), abs=0.1)
+    half = 2.262 * np.std(returns, ddof=1) / 10**0.5  # by Student's t, 9 degrees of freedom
+    assert (high - mean, mean - low) == pytest.approx((half, half), abs=0.15)
     assert len(list((cwd / "run/videos").iterdir())) == 10
     assert before.items() <= snapshot(cwd).items()
 
@@ -386,21 +415,25 @@ def test_checkpoint_is_replaced_not_overwritten(tmp_path):
     program.until((run / "checkpoint.pt").exists)
     os.link(run / "checkpoint.pt", cwd / "old.pt")
     assert program.wait() == 0
-    assert torch.load(cwd / "old.pt", weights_only=True)["iteration"] < 8
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["iteration"] == 8
+    assert torch.load(cwd / "old.pt", weights_only=True)["progress"][0] < 8
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["progress"][0] == 8
 
 
 @pytest.mark.parametrize("limit", [20_000, 100])
 def test_full_disk_leaves_the_last_checkpoint(limit, finished, tmp_path):
-    """No room for a checkpoint, or not even for a row: one line, exit 1, and it can go on later."""
+    """No room for a checkpoint, or not even for a row: one line, exit 1, and it can go on later.
+
+    What it left of the file that it was writing is in nobody's way.
+    """
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
     argv = *TOY, "--checkpoint-every", 1
     program = Program(ppo_continuous, cwd, *argv).until((run / "checkpoint.pt").exists)
     resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     assert program.wait() == 1
-    assert program.err.count("\n") == 1 and "checkpoint is untouched" in program.err
+    assert program.err.count("\n") == 1 and "too large" in program.err
     torch.load(run / "checkpoint.pt", weights_only=True)
-    assert not list(run.glob("*.tmp"))
+    if limit > 1000:  # there is room for this
+        assert json.loads((run / "summary.json").read_text())["status"] == "failed"
     assert Program(ppo_continuous, cwd, *argv).wait() == 0
     assert results(run) == results(finished(ppo_continuous) / "run")
 
@@ -416,17 +449,6 @@ def test_full_disk_at_the_start_ends_with_1(finished, tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "large" in done.stderr
     assert Program(ppo_continuous, cwd, *TOY).wait() == 0
     assert results(cwd / "run") == results(finished(ppo_continuous) / "run")
-
-
-def test_divergence_on_a_full_disk_is_noted(tmp_path):
-    """There is no room for diverged.pt: exit 1 in one line, but the summary says what happened."""
-    cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
-    argv = *TOY, "--env-id", "toys:Rotten-v0"
-    program = Program(ppo_continuous, cwd, *argv).until((run / "args.json").exists)
-    resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    assert program.wait() == 1 and program.err.count("\n") == 1, program.err
-    assert json.loads((run / "summary.json").read_text())["status"] == "diverged"
-    assert Program(ppo_continuous, cwd, *argv).wait() == 3
 
 
 def test_vanished_directory_ends_the_run_with_1(tmp_path):
@@ -447,7 +469,7 @@ def test_environment_that_does_not_repeat_itself_starts_an_episode_anew(name, tm
     (cwd / "short").touch()
     program = Program(ppo_continuous, cwd, *argv)
     assert program.wait() == 0, program.err
-    assert program.out.count("does not repeat itself") == 2
+    assert program.out.count("is not deterministic; its episode was restarted") == 2
     assert json.loads((run / "summary.json").read_text())["restarted_episodes"] == 2
 
 

@@ -1,12 +1,17 @@
 """Environments that show what is to be shown; `--env-id toys:Toy-v0` finds them."""
 
+import ctypes
 import os
+import random
+import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
 
 
 class Toy(gym.Env):
@@ -172,10 +177,311 @@ class Spaces(Toy):
         return self.seen
 
 
+class Moves(Toy):
+    """Changes the working directory whenever it begins an episode."""
+
+    elsewhere = tempfile.mkdtemp()
+
+    def reset(self, **kwargs):
+        os.chdir(self.elsewhere)
+        return super().reset(**kwargs)
+
+
+class Worker(Toy):
+    """Has a thread that lives until close(); a second close() raises. It keeps a log of both.
+
+    Steps fail, or pay NaN, while there is a file named fail, or rot.
+    """
+
+    steps = 0
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.closed = threading.Event()
+        self.log = Path("worker.log").absolute()
+        threading.Thread(target=self.closed.wait).start()
+        self.note("made")
+
+    def note(self, what):
+        with self.log.open("a") as file:
+            file.write(f"{what} {id(self)}\n")
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 100 and Path("fail").exists():
+            raise RuntimeError("the worker is tired")
+        obs, reward, *rest = super().step(action)
+        return obs, np.nan if self.steps > 100 and Path("rot").exists() else reward, *rest
+
+    def close(self):
+        if self.closed.is_set():
+            raise RuntimeError("closed twice")
+        self.closed.set()
+        self.note("closed")
+
+
+class CannotClose(Toy):
+    """Its close() fails."""
+
+    def close(self):
+        raise RuntimeError("the door is stuck")
+
+
+class Ends(Toy):
+    """Every fifth step ends the episode, which step() says by yes instead of no."""
+
+    steps = 0
+
+    def __init__(self, yes, no):
+        self.yes, self.no = yes, no
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        self.steps += 1
+        return obs, reward, self.no if self.steps % 5 else self.yes, truncated, info
+
+
+class Draws(Toy):
+    """Draws from the generators that a whole program shares."""
+
+    def observe(self):
+        self.number = np.float32([np.random.uniform(-1, 1) * random.choice((-1, 1))])
+        return self.number
+
+
+class Sums(Toy):
+    """Shows the sum of its actions, and writes into the array that it is given."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.number = np.zeros(1, np.float32)
+        return self.number.copy(), {}
+
+    def step(self, action):
+        action *= 2
+        self.number = self.number + action
+        action[:] = np.nan
+        return self.number.copy(), -float(abs(self.number[0])), False, False, {}
+
+
+class Reuses(Toy):
+    """Shows always the same array, with new numbers in it."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.array = np.zeros(1, np.float32)
+
+    def observe(self):
+        self.array[:] = super().observe()
+        return self.array
+
+
+class CInt(Toy):
+    """Its simulator takes a C int for a seed."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None and ctypes.c_int(seed).value != seed:
+            raise OverflowError(f"the seed {seed} is no C int")
+        return super().reset(seed=seed)
+
+
+class EarlyReset(Toy):
+    """Refuses to be reset in the middle of an episode."""
+
+    steps = 0
+
+    def reset(self, **kwargs):
+        if self.steps % 10:
+            raise RuntimeError("the episode is not over")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.steps += 1
+        return super().step(action)
+
+
+class OldReset(Toy):
+    """Its reset() is that of gym before 0.26."""
+
+    def reset(self):
+        return super().reset()[0]
+
+
+class Faulty(Toy):
+    """Fails in reset() while there is a file named fail, but never at first."""
+
+    resets = 0
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        if self.resets > 20 and Path("fail").exists():
+            raise ValueError("no key\nfor the motor")
+        return super().reset(**kwargs)
+
+
+class Later(Toy):
+    """After so many steps, step() returns change(obs, reward, terminated, truncated, info)."""
+
+    steps = 0
+
+    def __init__(self, change, after=100, render_mode=None):
+        super().__init__(render_mode)
+        self.change, self.after = change, after
+
+    def step(self, action):
+        self.steps += 1
+        result = super().step(action)
+        return self.change(*result) if self.steps > self.after else result
+
+
+class LaterReset(Toy):
+    """After so many, reset() returns change(obs, info)."""
+
+    resets = 0
+
+    def __init__(self, change, after=12):
+        self.change, self.after = change, after
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        result = super().reset(**kwargs)
+        return self.change(*result) if self.resets > self.after else result
+
+
+class Wide(Later):
+    """The same with three numbers to see."""
+
+    observation_space = Box(-1, 1, (3,))
+
+    def observe(self):
+        self.number = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return self.number
+
+
+class Last(Toy):
+    """The last observation of an episode, the tenth after the first, is no number."""
+
+    def reset(self, **kwargs):
+        self.step_of_episode = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.step_of_episode += 1
+        obs, *rest = super().step(action)
+        return obs * (np.nan if self.step_of_episode == 10 else 1), *rest
+
+
+class Huge(Toy):
+    """Shows numbers of the size that it was made with, or pays them."""
+
+    observation_space = Box(-np.inf, np.inf, (1,), np.float64)
+
+    def __init__(self, obs=1.0, reward=1.0):
+        self.sizes = obs, reward
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return obs.astype(np.float64), info
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs.astype(np.float64) * self.sizes[0], reward * self.sizes[1], *rest
+
+
+class Film(Toy):
+    """Its pictures are what picture(number of the picture) returns."""
+
+    frames = 0
+
+    def __init__(self, picture, fps=10, render_mode=None):
+        super().__init__(render_mode)
+        self.picture, self.metadata = picture, {**self.metadata, "render_fps": fps}
+
+    def render(self):
+        self.frames += 1
+        return self.picture(self.frames)
+
+
+class SlowFilm(Toy):
+    """A picture takes its time while there is a file named slow; each leaves a file named frame."""
+
+    def render(self):
+        Path("frame").touch()
+        if Path("slow").exists():
+            time.sleep(0.3)
+        return super().render()
+
+
+class Talks(Toy):
+    """Says something by standard output and standard error whenever it begins an episode."""
+
+    def reset(self, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            stream.write("an episode begins\n")
+            stream.flush()
+        return super().reset(**kwargs)
+
+
+class SlowStart(Toy):
+    """Its reset() takes a second while there is a file named slow, and leaves a file slowly."""
+
+    def reset(self, **kwargs):
+        if Path("slow").exists():
+            Path("slowly").touch()
+            time.sleep(1)
+        return super().reset(**kwargs)
+
+
+class Acts(Toy):
+    """Takes actions of the space that it was made with."""
+
+    def __init__(self, space):
+        self.action_space = space
+
+    def step(self, action):
+        self.action_space.contains(action)
+        return self.observe(), 0.0, False, False, {}
+
+
+def fail(*_):
+    raise RuntimeError("the motor\nis off")
+
+
+def picture(number):
+    return np.full((16, 16, 3), 127, np.uint8)
+
+
+class Motor(Exception):
+    """An error whose text is of no help."""
+
+    def __str__(self):
+        return ""
+
+
+def fail_without_words(*_):
+    raise Motor
+
+
+def fail_like_the_system(*_):
+    raise FileNotFoundError(2, "No such file or directory", "model.xml")
+
+
 SPACES = {
     "Dict": Dict(a=Box(-1, 1, (2, 3)), b=Discrete(4)),
     "Tuple": Tuple((Box(-1, 1, (2,)), Box(0, 255, (3,), np.uint8))),
     "Grid": Box(-1, 1, (3, 4)),
+    "Number": Box(-1, 1, ()),
+    "Bytes": Box(0, 255, (2, 2), np.uint8),
+    "Doubles": Box(-1, 1, (2,), np.float64),
+    "State": Discrete(5),
+    "LateState": Discrete(3, start=7),
+    "Pair": MultiDiscrete([3, 4]),
+    "Table": MultiDiscrete([[2, 3], [4, 5]]),
+    "Bits": MultiBinary(4),
+    "BitTable": MultiBinary((2, 3)),
+    "PairInDict": Dict(pair=MultiDiscrete([3, 4])),
+    "Nested": Dict(b=Dict(y=Discrete(2), x=Tuple((MultiBinary(2), Discrete(3)))), a=Box(0, 1)),
+    "Word": Text(4, min_length=4, charset="ab"),
 }
 
 for toy in (Toy, Slow, FickleObs, FickleReward, FickleEnd, Rotten, Raises, PaysNaN):
@@ -187,3 +493,94 @@ gym.register("Count-v0", Count)
 gym.register("Endless-v0", Endless, max_episode_steps=8)
 for name, space in SPACES.items():
     gym.register(f"{name}-v0", Spaces, max_episode_steps=10, kwargs={"space": space})
+for toy in (Moves, Worker, CannotClose, Draws, Sums, Reuses, CInt, EarlyReset, OldReset):
+    gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
+for toy in (Faulty, Last, SlowFilm, SlowStart, Talks):
+    gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
+gym.register("Forever-v0", Toy)
+gym.register("OldStep-v0", Later, kwargs=dict(after=0, change=lambda *result: result[:-1]))
+gym.register("Listed-v0", Spaces, kwargs={"space": Sequence(Discrete(3))})
+for name, (yes, no) in {
+    "Bool": (True, False),
+    "Int": (2, 0),
+    "Float": (1.0, 0.0),
+    "NumpyBool": (np.True_, np.False_),
+    "NumpyInt": (np.int64(1), np.int64(0)),
+    "Array": (np.array([True]), np.array([False])),
+    "None": (True, None),
+}.items():
+    gym.register(f"Ends{name}-v0", Ends, max_episode_steps=10, kwargs=dict(yes=yes, no=no))
+gym.register("Wide-v0", Wide, max_episode_steps=10, kwargs={"change": lambda *result: result})
+LATER = {  # by which what a step returns is replaced after a hundred steps
+    "RewardArray": lambda obs, reward, *rest: (obs, np.array([reward]), *rest),
+    "RewardMatrix": lambda obs, reward, *rest: (obs, np.array([[reward]]), *rest),
+    "RewardNumber": lambda obs, reward, *rest: (obs, np.array(reward), *rest),
+    "RewardDouble": lambda obs, reward, *rest: (obs, np.float64(reward), *rest),
+    "RewardList": lambda obs, reward, *rest: (obs, [reward], *rest),
+    "ObsList": lambda obs, *rest: (obs.tolist(), *rest),
+    "ObsDouble": lambda obs, *rest: (obs.astype(np.float64), *rest),
+    "NoInfo": lambda *result: (*result[:-1], None),
+    "TruncatedInt": lambda obs, reward, terminated, truncated, info: (obs, reward, 0, 0, info),
+    "RewardNone": lambda obs, reward, *rest: (obs, None, *rest),
+    "RewardPair": lambda obs, reward, *rest: (obs, [reward, reward], *rest),
+    "RewardText": lambda obs, reward, *rest: (obs, "much", *rest),
+    "ObsNone": lambda obs, *rest: (None, *rest),
+    "ObsText": lambda obs, *rest: ("nothing", *rest),
+    "ObsLong": lambda obs, *rest: (np.zeros(3, np.float32), *rest),
+    "EndsPair": lambda obs, reward, _, *rest: (obs, reward, np.array([True, False]), *rest),
+    "FourResults": lambda *result: result[:-1],
+    "Nothing": lambda *result: None,
+    "Fails": fail,
+    "FailsSilently": fail_without_words,
+    "FailsLikeSystem": fail_like_the_system,
+    "Exits": lambda *_: sys.exit(0),
+    "Rots": lambda obs, reward, *rest: (obs, np.nan, *rest),
+    "ObsRots": lambda obs, *rest: (obs * np.inf, *rest),
+}
+for name, change in LATER.items():
+    gym.register(f"{name}-v0", Later, max_episode_steps=10, kwargs={"change": change})
+for name, change in {
+    "Nothing": lambda *result: None,
+    "None": lambda obs, info: (None, info),
+    "Long": lambda obs, info: (np.zeros(3, np.float32), info),
+    "Exits": lambda *_: sys.exit(0),
+}.items():
+    gym.register(f"Reset{name}-v0", LaterReset, max_episode_steps=10, kwargs={"change": change})
+for name, change in {  # of three numbers one remains
+    "ObsShort": lambda obs, *rest: (obs[:1], *rest),
+    "ObsScalar": lambda obs, *rest: (obs[0], *rest),
+}.items():
+    gym.register(f"{name}-v0", Wide, max_episode_steps=10, kwargs={"change": change})
+for name, sizes in {
+    "Double": dict(obs=1e300),
+    "DoubleReward": dict(reward=1e300),
+    "Square": dict(obs=1e30),
+    "SquareReward": dict(reward=1e30),
+}.items():
+    gym.register(f"Huge{name}-v0", Huge, max_episode_steps=10, kwargs=sizes)
+for name, members in {
+    "None": dict(picture=lambda n: None),
+    "List": dict(picture=lambda n: [picture(n)]),
+    "Fails": dict(picture=fail),
+    "FpsZero": dict(picture=picture, fps=0),
+    "FpsNone": dict(picture=picture, fps=None),
+    "FailsLater": dict(picture=lambda n: picture(n) if n < 4 else fail()),
+    "ExitsLater": dict(picture=lambda n: picture(n) if n < 4 else sys.exit(0)),
+    "NoneLater": dict(picture=lambda n: picture(n) if n < 4 else None),
+    "ListLater": dict(picture=lambda n: picture(n) if n < 4 else [picture(n)]),
+    "GrowsLater": dict(picture=lambda n: picture(n) if n < 4 else np.zeros((32, 8, 3), np.uint8)),
+    "Draws": dict(picture=lambda n: np.full((16, 16, 3), np.random.randint(256), np.uint8)),
+}.items():
+    gym.register(f"Film{name}-v0", Film, max_episode_steps=10, kwargs=members)
+for name, space in {
+    "Ints": Box(-1, 1, (1,), np.int64),
+    "Bytes": Box(0, 255, (1,), np.uint8),
+    "Matrix": Box(-1, 1, (2, 2)),
+    "Number": Box(-1, 1, ()),
+    "Discrete": Discrete(3),
+    "Pair": MultiDiscrete([3, 4]),
+    "Bits": MultiBinary(4),
+    "Dict": Dict(a=Box(-1, 1, (1,))),
+    "Doubles": Box(-1, 1, (1,), np.float64),
+}.items():
+    gym.register(f"Acts{name}-v0", Acts, max_episode_steps=10, kwargs={"space": space})
