@@ -1,57 +1,52 @@
 # /// script
 # requires-python = ">=3.10,<3.14"
-# dependencies = [
-#   "torch==2.13.0",
-#   "gymnasium[mujoco]==1.4.0",
-#   "mujoco==3.3.0",
-#   "ale-py==0.12.1",
-#   "numpy>=2",
-#   "tyro>=1.0.17",
-#   "wandb>=0.31",
-# ]
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "numpy>=2", "pillow>=9.1",
+#   "tyro>=1.0.17", "wandb>=0.31"]
 # ///
-"""PPO with the clipped surrogate objective, for Atari (section 6.4).
+"""PPO with the clipped surrogate objective, for Atari games (section 6.4).
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347.
+
+    python ppo_atari.py --env-id Breakout --run-dir runs/breakout    train; again: resume
+    python ppo_atari.py --eval runs/breakout                         play ten games
+    python ppo_atari.py --help                                       explain every flag
+
 Algorithm 1, in this file's names. Each iteration
-    runs the policy in num_envs environments for num_steps steps   train(), "Rollout"
-    estimates advantages, eqs. 11 and 12                           gae()
-    takes update_epochs passes over minibatches, eqs. 7 and 9      surrogate(), update(), "Update"
+    runs the policy in num_envs environments for num_steps steps   rollout()
+    estimates advantages, eqs. 11 and 12                           estimate(), gae()
+    takes update_epochs passes over minibatches, eqs. 7 and 9      update(), surrogate()
 
-The defaults are those of Table 5. Not in the paper, marked (+) where it happens, each with its
-flag: --norm-adv, --bootstrap-truncated, --episodic-life, --clip-rewards, --init, --adam-eps,
---max-grad-norm, --clip-vloss, --target-kl, --repeat-action-probability.
-
-A game is played as in the 2017 code: 4 frames an action, of which the last two are pooled, 84x84
-grey, 4 stacked, up to 29 frames of FIRE and no-ops first, no sticky actions; but a lost life is
-not followed by FIRE. Scores are raw, of whole games.
-Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions; obs [..., 84, 84, 4] uint8.
+The defaults are those of Table 5. (+) marks what is not in the paper; each has its flag.
+Scores are raw, of whole games. How a game is played: make_env().
+Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions, B any number of screens;
+obs [..., 84, 84, 4] uint8.
 """
 
 import ctypes
 import difflib
-import fcntl
-import io
 import json
 import math
 import os
 import platform
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
-from importlib.metadata import version
-from itertools import chain
+from importlib.metadata import distributions
+from io import BytesIO, StringIO
+from itertools import chain, count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -59,92 +54,85 @@ import torch
 import tyro
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
+from PIL import Image
 from torch import nn
 from torch.distributions import Categorical
+from torch.utils._pytree import tree_leaves
+
+Int = int | float  # what may be typed as 1e6; check_numbers() makes it an int
 
 
-@dataclass(frozen=True)
-class Task:
+@dataclass
+class Common:
+    """Of every algorithm; (+) is not in the paper"""
+
     env_id: str = "Breakout"  # in any usual spelling
-    total_timesteps: int = 10_000_000  # of 4 frames, rounded down to whole iterations
-    seed: int = 1
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Table 5 of the paper"""
-
-    num_envs: int = 8  # N, actors
-    num_steps: int = 128  # T, horizon of one rollout
-    learning_rate: float = 2.5e-4  # Adam's step size
-    anneal_lr: bool = True  # alpha: decrease the step size linearly to 0
-    update_epochs: int = 3  # K, passes over the rollout
-    minibatch_size: int = 256  # M
-    gamma: float = 0.99  # discount
-    gae_lambda: float = 0.95  # lambda of eq. 11
-    clip_coef: float = 0.1  # epsilon of eq. 7
-    anneal_clip_coef: bool = True  # alpha: decrease epsilon likewise
-    clip_log_ratio: bool = False  # clip log r to +- epsilon instead (the paper: no better)
-    vf_coef: float = 1.0  # c1 of eq. 9
-    ent_coef: float = 0.01  # c2 of eq. 9
+    total_timesteps: Int = 10_000_000  # of 4 frames each, rounded down to whole iterations
+    seed: Int = 1
+    num_envs: Int = 8  # N, actors
     network: Literal["nature", "a3c"] = "nature"  # the paper cites A3C's, its code used Nature's
-
-
-@dataclass(frozen=True)
-class Extra:
-    """(+) Not in the paper"""
-
-    norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # standardise advantages over it
-    bootstrap_truncated: bool = True  # a time limit ends no task: V(s_T) stands for the rest
-    episodic_life: bool = True  # a life lost ends the return, though not the game
-    clip_rewards: bool = True  # learn from the sign of rewards
-    repeat_action_probability: float = 0.0  # sticky actions
-    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # kind of initial weights
-    adam_eps: float = 1e-5  # Adam's epsilon
-    max_grad_norm: float | None = 0.5  # clip the norm of the gradient to it
-    clip_vloss: float | None = None  # clip the change of V in the value loss to +- it
-    target_kl: float | None = None  # end the update after an epoch whose mean KL exceeds it
-
-
-@dataclass(frozen=True)
-class Running:
-    run_dir: str | None = None  # the same command continues or confirms the run that lives there
-    checkpoint_every: int = 25  # iterations, and at least once a minute
-    exp_name: str = Path(__file__).stem
-    compile: bool = True  # on a GPU, let the network and the update be a CUDA graph each
+    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # (+) kind of initial weights
+    episodic_life: bool = True  # (+) a life lost ends the return, though not the game
+    clip_rewards: bool = True  # (+) learn from the sign of rewards
+    repeat_action_probability: float = 0.0  # (+) sticky actions
+    run_dir: str | None = None  # run directory; if it holds this run, resume it
+    checkpoint_every: Int = 25  # iterations
+    exp_name: str | None = None  # the script's name, if not given
     cuda: bool = True  # use the GPU, if any
-    bf16: bool = False  # the update's hidden layers in bfloat16: faster on hardware for it
-    num_threads: int = 0  # CPU threads, 0 for all
-    torch_deterministic: bool = True
+    compile: bool = True  # on a GPU, replay CUDA graphs; no torch.compile, nothing on the CPU
+    torch_deterministic: bool = True  # on a GPU, only convolutions that repeat bit for bit
+    num_threads: Int = 0  # CPU threads, 0 for all
     save_model: bool = True  # write agent.pt at the end
-    capture_video: bool = False  # film an episode every tenth of the run, or those of --eval
-    eval: str | None = None  # play ten episodes with the agent of this run directory
+    capture_video: bool = False  # film a game every tenth of the run, or those of --eval
+    eval: str | None = None  # play ten games with the agent of this run directory, on the CPU
     track: bool = False  # log to Weights & Biases, too
     wandb_project_name: str = "ppo"
     wandb_entity: str | None = None
 
 
-@dataclass(frozen=True)
-class Args(Running, Extra, Paper, Task):
+@dataclass
+class Advantages:
+    """Rollouts and advantages, section 5; (+) is not in the paper"""
+
+    num_steps: Int = 128  # T, horizon of one rollout
+    gamma: float = 0.99  # discount
+    gae_lambda: float = 0.95  # lambda of eq. 11
+    norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # (+) standardise advantages over it
+    bootstrap_truncated: bool = True  # (+) where a time limit cuts a game, add gamma V(s_T)
+
     @property
     def batch_size(self):
         return self.num_envs * self.num_steps
 
     @property
-    def device(self):
-        return torch.device("cuda" if self.cuda and torch.cuda.is_available() else "cpu")
-
-    @property
     def num_iterations(self):
         return self.total_timesteps // self.batch_size
 
+
+@dataclass
+class Ppo:
+    """Table 5 of the paper; (+) is not in the paper"""
+
+    learning_rate: float = 2.5e-4  # Adam's step size
+    anneal_lr: bool = True  # alpha: decrease the step size linearly to 0
+    update_epochs: Int = 3  # K, passes over the rollout
+    minibatch_size: Int = 256  # M
+    clip_coef: float = 0.1  # epsilon of eq. 7
+    anneal_clip_coef: bool = True  # alpha: decrease epsilon likewise
+    clip_log_ratio: bool = False  # clip log r to +- epsilon instead (the paper: no better)
+    vf_coef: float = 1.0  # c1 of eq. 9
+    ent_coef: float = 0.01  # c2 of eq. 9
+    adam_eps: float = 1e-5  # (+) Adam's epsilon
+    max_grad_norm: float | None = 0.5  # (+) clip the norm of the gradient to it
+    clip_vloss: float | None = None  # (+) clip the change of V in the value loss to +- it
+    target_kl: float | None = None  # (+) end the update after an epoch whose mean KL exceeds it
+    bf16: bool = False  # (+) the update's hidden layers in bfloat16: faster on hardware for it
+
+
+@dataclass
+class Args(Ppo, Advantages, Common):
     def __post_init__(self):
-        for name, x in vars(self).items():
-            low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
-            shares = ("gamma", "gae_lambda", "clip_coef", "repeat_action_probability")
-            high = 1 if name in shares else 1024 if name == "num_threads" else 1e12
-            if type(x) in (int, float) and not low <= x <= high:
-                raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
+        check_numbers(self)
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
         if M == 1 or N * T % M:
             raise ValueError(f"--minibatch-size {M}: must divide {N} * {T} and exceed 1")
@@ -161,47 +149,36 @@ def surrogate(ratio, advantage, clip_coef, clip_log_ratio=False):
 
 
 def gae(rewards, values, dones, last_value, gamma, gae_lambda):
-    """Advantages [T, N] from rewards, values, dones [T, N] and last_value [N], the value of s_T.
+    """Advantages [T, N] from tensors rewards, values, dones [T, N] and last_value [N], V(s_T).
 
     dones[t] says that the episode ended with step t: s_{t+1} belongs to the next one.
     """
-    next_values = np.concatenate([values[1:], last_value[None]])
+    next_values = torch.cat([values[1:], last_value[None]])
     deltas = rewards + gamma * (1 - dones) * next_values - values  # eq. 12
     decay = gamma * gae_lambda * (1 - dones)
-    advantages, advantage = np.zeros_like(rewards), np.zeros_like(last_value)
-    for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage  # eq. 11
-    return advantages
-
-
-class FirstLayer(nn.Conv2d):
-    """8x8 with stride 4, computed as 8x2 with four columns side by side for channels: faster."""
-
-    def forward(self, obs):
-        """[B, channels, 20, 20] from obs [B, 4, 84, 84] in 0 to 255, by weights for 0 to 1."""
-        obs, weight = (  # [., 4, h, w] becomes [., 16, h, w / 4], in memory the same
-            x.permute(0, 2, 3, 1).reshape(len(x), x.shape[2], -1, 16).permute(0, 3, 1, 2)
-            for x in (obs, self.weight / 255)
-        )
-        return torch.conv2d(obs, weight, self.bias, stride=(4, 1))
+    advantages, advantage = [], [0.0] * len(last_value)
+    for delta, c in zip(reversed(deltas.tolist()), reversed(decay.tolist())):  # floats are fastest
+        advantage = [delta[n] + c[n] * advantage[n] for n in range(len(delta))]  # eq. 11
+        advantages.append(advantage)
+    return deltas.new_tensor(advantages[::-1])
 
 
 class Agent(nn.Module):
     """Policy and value function on one convolutional network, Nature DQN's or the A3C paper's."""
 
-    def __init__(self, num_actions, network, init):
+    def __init__(self, num_actions, args):
         super().__init__()
         shapes, features, hidden = {
             "nature": (((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)), 64 * 7 * 7, 512),
             "a3c": (((4, 16, 8, 4), (16, 32, 4, 2)), 32 * 9 * 9, 256),
-        }[network]
+        }[args.network]
         self.convs = nn.Sequential()
         for shape in shapes:
             layer = nn.Conv2d(*shape) if self.convs else FirstLayer(*shape)
-            self.convs.extend([initialized(layer, init, 2**0.5), nn.ReLU(inplace=True)])
-        self.hidden = initialized(nn.Linear(features, hidden), init, 2**0.5)
-        self.actor = initialized(nn.Linear(hidden, num_actions), init, 0.01)
-        self.critic = initialized(nn.Linear(hidden, 1), init, 1.0)
+            self.convs.extend([initialized(layer, args.init, 2**0.5), nn.ReLU(inplace=True)])
+        self.hidden = initialized(nn.Linear(features, hidden), args.init, 2**0.5)
+        self.actor = initialized(nn.Linear(hidden, num_actions), args.init, 0.01)
+        self.critic = initialized(nn.Linear(hidden, 1), args.init, 1.0)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, obs, bf16=False):
@@ -213,12 +190,63 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
 
+def rollout(args, envs, policy_and_value, rng):
+    """Runs pi_old for T steps in N games. policy_and_value(obs) is [B, A + 1], log pi and value.
+
+    Returns tensors obs [T, N, ...] on the device, actions, values, rewards, dones [T, N],
+    logits (log pi_old) [T, N, A], next_obs [N, ...], and truncations: a list of (t, n, final obs)
+    where a time limit cut a game. Raises Stop(1) if a game fails.
+    """
+    T, N, A = args.num_steps, args.num_envs, envs.num_actions
+    obs = torch.empty(T, N, 84, 84, 4, dtype=torch.uint8, device=device_of(args))
+    actions = torch.zeros(T, N, dtype=torch.int64)
+    logits = torch.zeros(T, N, A)
+    values = torch.zeros(T, N)
+    noise = torch.from_numpy(rng.gumbel(size=(T, N, A)).astype(np.float32))  # standard Gumbel
+
+    def run_half(games):
+        n = games.ids  # a slice of the N games
+        for t in range(T):
+            obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
+            outputs = policy_and_value(obs[t, n]).cpu()
+            logits[t, n] = outputs[:, :-1]
+            values[t, n] = outputs[:, -1]
+            actions[t, n] = (logits[t, n] + noise[t, n]).argmax(-1)  # a sample of pi_old
+            games.send(actions[t, n].numpy())
+
+    # two threads: one half of the games steps while the other half's actions are computed
+    envs.run_halves(run_half)
+    seen = dict(obs=obs, actions=actions, logits=logits, values=values)
+    return SimpleNamespace(**seen, next_obs=torch.from_numpy(envs.obs()), **envs.pop_steps())
+
+
+@torch.no_grad()
+def estimate(args, agent, batch):
+    """log pi_old(a_t|s_t), advantages and value targets [T, N] of a rollout, on the CPU."""
+    rewards = batch.rewards.clone()
+    if args.bootstrap_truncated and batch.truncations:  # (+)
+        t, n, final_obs = zip(*batch.truncations)
+        rewards[t, n] += args.gamma * agent(torch.stack(final_obs).to(device_of(args)))[1].cpu()
+    last_value = agent(batch.next_obs.to(device_of(args)))[1].cpu()
+    advantages = gae(rewards, batch.values, batch.dones, last_value, args.gamma, args.gae_lambda)
+    value_targets = advantages + batch.values
+    if args.norm_adv == "batch":
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
+    old_logprob = Categorical(logits=batch.logits).log_prob(batch.actions)
+    return old_logprob, advantages, value_targets
+
+
 METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
 
 
-def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
-    """One step up eq. 9 on a minibatch of tensors [M, ...]. Returns METRICS as a tensor."""
-    obs, actions, old_logprob, advantage, value_target, old_value = minibatch
+def update(
+    agent, adam, args, learning_rate, clip_coef,
+    obs, actions, old_logprob, advantage, value_target, old_value,
+):  # fmt: skip
+    """One step up eq. 9 on a minibatch: obs [M, 84, 84, 4], the others [M].
+
+    Returns METRICS as a tensor.
+    """
     if args.norm_adv == "minibatch":
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)  # (+)
     pi, value = agent(obs, args.bf16)
@@ -231,9 +259,11 @@ def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
         error = torch.max(error, (near - value_target).square())
     value_loss, entropy = error.mean(), pi.entropy().mean()
     objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
-    parameters = list(agent.parameters())
-    gradients = list(torch.autograd.grad(objective, parameters))
-    adam.ascend(parameters, gradients, learning_rate, args.max_grad_norm)
+    agent.zero_grad()
+    objective.backward()
+    if args.max_grad_norm is not None:  # (+)
+        nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
+    adam.step(learning_rate)
 
     kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
     change = log_ratio if args.clip_log_ratio else ratio - 1
@@ -242,117 +272,81 @@ def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
 
 
 def train(args, envs, run):
-    """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints."""
-    T, N = args.num_steps, args.num_envs
-    device = args.device
+    """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints.
+
+    Raises Stop if the run diverges or cannot go on, SystemExit if a signal ends it.
+    """
+    device = device_of(args)
     torch.manual_seed(args.seed)
-    agent = Agent(envs.num_actions, args.network, args.init).to(device)
+    agent = Agent(envs.num_actions, args).to(device)
     adam = Adam(agent.parameters(), args.adam_eps)
-    start = run.resume(agent=agent, adam=adam, envs=envs)
+    policy_and_value = graphed(partial(logits_and_value, agent), agent, args)
     step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
-    threads, pool = torch.get_num_threads(), ThreadPoolExecutor()
-
-    def tensor(array):
-        return torch.from_numpy(array).to(device)
-
-    obs = torch.zeros(T, N, 84, 84, 4, dtype=torch.uint8, device=device)
-    policy = torch.zeros(T, N, envs.num_actions + 1)  # logits of pi_old, and its value
-    actions = np.zeros((T, N), np.int64)
-
-    @partial(graphed, learner=agent, args=args)
-    @torch.no_grad()
-    def look(obs):
-        pi, value = agent(obs)
-        return torch.cat([pi.logits, value[:, None]], -1)
-
-    def play(games, gumbel):
-        """T steps of one half of the games; the other half plays beside it, at its own pace."""
-        n = games.ids
-        for t in range(T):
-            screens = obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
-            policy[t, n] = look(screens)
-            actions[t, n] = (policy[t, n, :-1].numpy() + gumbel[t, n]).argmax(-1)  # from pi
-            games.send(actions[t, n])
-
-    for games in envs.halves:
-        look(obs[0, games.ids])  # a graph is captured while there is one thread
+    start = run.resume(agent=agent, adam=adam, envs=envs)
+    for games in envs.halves:  # a CUDA graph is captured while there is one thread
+        policy_and_value(torch.from_numpy(games.obs()).to(device))
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
-        rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
-        gumbel = rng.gumbel(size=(T, N, envs.num_actions)).astype(np.float32)
-        torch.set_num_threads(max(1, threads // 2))  # for each half
-        list(pool.map(partial(play, gumbel=gumbel), envs.halves))
-        with torch.no_grad():
-            rewards, dones, cuts = envs.outcomes()
-            last_value = agent(tensor(envs.obs()))[1].cpu().numpy()
-            if args.bootstrap_truncated:  # (+)
-                for t, n, final_obs in cuts:
-                    rewards[t, n] += args.gamma * agent(tensor(final_obs[None]))[1].item()
-        torch.set_num_threads(threads)
-        logits, values = policy[..., :-1].to(device), policy[..., -1].to(device)
-        run.check(iteration, logits=logits, values=values)
+        rng = generator(args.seed, iteration)
+        batch = rollout(args, envs, policy_and_value, rng)
 
         # Advantages
-        old_logprob = Categorical(logits=logits).log_prob(tensor(actions))
-        v = policy[..., -1].numpy()
-        advantages = tensor(gae(rewards, v, dones, last_value, args.gamma, args.gae_lambda))
-        value_targets = advantages + values
-        if args.norm_adv == "batch":
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
+        old_logprob, advantages, value_targets = estimate(args, agent, batch)
+        run.check(iteration, logits=batch.logits, values=batch.values, advantages=advantages)
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations  # of Table 5
         learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)
         clip_coef = args.clip_coef * (alpha if args.anneal_clip_coef else 1)
         coefs = torch.tensor([learning_rate, clip_coef], device=device)
-        rollout = obs, tensor(actions), old_logprob, advantages, value_targets, values
-        batch = [x.flatten(0, 1) for x in rollout]  # [T*N, ...]
+        columns = batch.obs, batch.actions, old_logprob, advantages, value_targets, batch.values
+        columns = [x.flatten(0, 1).to(device) for x in columns]  # [T*N, ...]
         metrics = []
         for _ in range(args.update_epochs):
-            for rows in tensor(rng.permutation(args.batch_size)).split(args.minibatch_size):
-                metrics.append(step(*coefs, *(x.index_select(0, rows) for x in batch)))
-            if args.target_kl is not None:  # (+)
-                epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
-                if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
-                    break
+            order = torch.from_numpy(rng.permutation(args.batch_size)).to(device)
+            for rows in order.split(args.minibatch_size):
+                metrics.append(step(*coefs, *(x.index_select(0, rows) for x in columns)))
+            epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :]).mean(0)
+            if args.target_kl is not None and epoch[METRICS.index("kl")] > args.target_kl:  # (+)
+                break
 
-        metrics = dict(zip(METRICS, torch.stack(metrics).mean(0)))
-        run.check(iteration, **metrics, **dict(agent.named_parameters()))
-        run.log(
-            iteration,
-            **{name: x.item() for name, x in metrics.items()},
-            explained_variance=1 - ((value_targets - values).var() / value_targets.var()).item(),
-            learning_rate=learning_rate,
-        )
+        row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()))
+        unexplained = (value_targets - batch.values).var() / value_targets.var()
+        row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
+        run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
+        del batch, columns  # whose memory the next rollout takes
     return agent
 
 
 # --------------------------------------------------------------------------------------------------
-# Below this line: Adam and initialisation; environments, records, command line.
+# Below this line: Adam, initialisation, CUDA graphs; games, run directory, command line.
+
+
+def device_of(args):
+    """The GPU, if there is one and --cuda."""
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
 class Adam(nn.Module):
-    """Kingma & Ba 2015, algorithm 1, by the kernel of torch.optim.Adam(fused=True)."""
+    """Kingma & Ba 2015, algorithm 1, uphill, by the kernel of torch.optim.Adam(fused=True).
+
+    torch.optim itself takes 1.6 s and 68 MiB to import.
+    """
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.eps = eps
-        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in parameters]
+        self.eps, self.ascending = eps, list(parameters)
+        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in self.ascending]
         self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(deepcopy(zeros))
         self.register_buffer("t", torch.zeros((), device=zeros[0].device))
 
     @torch.no_grad()
-    def ascend(self, parameters, gradients, learning_rate, max_grad_norm):
-        if max_grad_norm is not None:  # (+)
-            norm = torch.stack([g.norm() for g in gradients]).norm()
-            scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            gradients = [g * scale for g in gradients]
-        for i, (p, g) in enumerate(zip(parameters, gradients)):
-            if g.stride() != p.stride():  # the kernel goes through the memory of both in its order
-                gradients[i] = torch.empty_like(p).copy_(g)
+    def step(self, learning_rate):
+        """Moves the parameters along their gradients. learning_rate is a tensor []."""
         self.t += 1
+        gradients, steps = [p.grad for p in self.ascending], [self.t] * len(self.ascending)
         torch._fused_adam_(
-            parameters, gradients, [*self.means], [*self.squares], [], [self.t] * len(parameters),
+            self.ascending, gradients, [*self.means], [*self.squares], [], steps,
             lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,  # (+) eps
             weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
@@ -371,231 +365,298 @@ def initialized(layer, init, gain):
     return layer
 
 
-def graphed(function, learner, args):
-    """function of tensors to a tensor, on a GPU a CUDA graph for each size of its inputs.
+class FirstLayer(nn.Conv2d):
+    """The 8x8 convolution of stride 4, as an 8x2 one on 16 channels: same result, faster."""
 
-    It may change the state of learner, and may be called by several threads.
+    def forward(self, obs):
+        """[B, channels, 20, 20] from obs [B, 4, 84, 84] in 0 to 255, by weights for 0 to 1."""
+        obs, weight = (  # [., 4, h, w] becomes [., 16, h, w / 4], in memory the same
+            x.permute(0, 2, 3, 1).reshape(len(x), x.shape[2], -1, 16).permute(0, 3, 1, 2)
+            for x in (obs, self.weight / 255)
+        )
+        return torch.conv2d(obs, weight, self.bias, stride=(4, 1))
+
+
+@torch.no_grad()
+def logits_and_value(agent, obs):
+    """[B, A + 1]: log pi [B, A] and value [B] of obs; in one tensor, for one copy from a GPU."""
+    pi, value = agent(obs)
+    return torch.cat([pi.logits, value[:, None]], -1)
+
+
+def graphed(function, learner, args):
+    """function of tensors to a tensor; on a GPU, a CUDA graph of it for each size of its inputs.
+
+    It may change the state of learner, a module, which capturing leaves as it was. Once captured
+    it may be called by several threads. What it returns, no later call overwrites.
     """
-    torch.distributions.Distribution.set_default_validate_args(False)  # waits for the GPU
-    if not args.compile or args.device.type != "cuda":
+    if not args.compile or device_of(args).type != "cuda":
         return function
-    graphs, turn = {}, threading.Lock()
+    torch.distributions.Distribution.set_default_validate_args(False)  # would wait for the GPU
+    graphs, one_at_a_time = {}, threading.Lock()
 
     def capture(*inputs):
-        before = deepcopy(learner.state_dict())
-        places = [x.to(args.device, copy=True) for x in inputs]
+        state_before = deepcopy(learner.state_dict())
+        static_inputs = [x.to(device_of(args), copy=True) for x in inputs]
         warm_up, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):
             for _ in range(3):
-                function(*places)
+                function(*static_inputs)
         torch.cuda.current_stream().wait_stream(warm_up)
         with torch.cuda.graph(graph):
-            result = function(*places)
-        learner.load_state_dict(before)
-        return graph, places, result
+            result = function(*static_inputs)
+        learner.load_state_dict(state_before)
+        return graph, static_inputs, result
 
     def replay(*inputs):
         sizes = tuple(x.shape for x in inputs)
-        with turn:
+        with one_at_a_time:
             if sizes not in graphs:
                 graphs[sizes] = capture(*inputs)
-            graph, places, result = graphs[sizes]
-            for place, x in zip(places, inputs):
-                place.copy_(x)
+            graph, static_inputs, result = graphs[sizes]
+            for static, x in zip(static_inputs, inputs):
+                static.copy_(x)
             graph.replay()
             return result.clone()
 
     return replay
 
 
+def generator(seed, iteration):
+    """numpy's generator of an iteration; seeds torch's, too. So no checkpoint keeps their state."""
+    rng = np.random.default_rng((seed, iteration))
+    torch.manual_seed(int(rng.bit_generator.seed_seq.generate_state(1)[0]))
+    return rng
+
+
 class Stop(Exception):
-    """Ends the program with one line and an exit code: 2 for bad usage, 3 for divergence."""
+    """Ends the program with an exit code and one line."""
 
     def __init__(self, code, line):
         super().__init__(" ".join(line.split()))
         self.code = code
 
 
-def show(text, end="\n"):
+def show(line, file=1):
     """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
-    try:
-        print(text, end=end, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with suppress(OSError):
+        os.write(file, f"{line}\n".encode(errors="surrogateescape"))
 
 
 def resolve(name):
-    """The ROM that name means: Breakout, breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5."""
-    games = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
+    """The ROM that name means: Breakout, breakout, BreakoutNoFrameskip-v4, ALE/Breakout-v5.
+
+    Raises Stop(2) if there is none that one player can play.
+    """
+    playable = set(roms.get_all_rom_ids()) - {"combat", "joust", "maze_craze", "warlords"}
+    games = {rom.replace("_", ""): rom for rom in playable}
     game = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$|_", "", name.lower())
     if game not in games:
-        near = difflib.get_close_matches(game, games, cutoff=0.5)
+        near = difflib.get_close_matches(game, sorted(games), cutoff=0.5)
         hint = ", nearest: " + ", ".join(games[n] for n in near) if near else ""
-        raise Stop(2, f"--env-id {name}: no such Atari game{hint}")
+        raise Stop(2, f"--env-id {name}: no such Atari game for one player{hint}")
     return games[game]
 
 
-def make_games(args, num_envs, **kwargs):
-    """ALE's vector environment, whose own frame limit of 30 minutes truncates games."""
-    num_threads = min(num_envs, torch.get_num_threads())
+def make_env(args, video=False, num_envs=1, **kwargs):
+    """num_envs games as in the 2017 code, or, for a video, with the screen that people see.
+
+    4 frames an action, of which the last two are pooled, 84x84 grey, 4 stacked, up to 29 frames of
+    FIRE and no-ops first, no sticky actions; but a lost life is not followed by FIRE. A game is
+    truncated after 30 minutes. Raises Stop(2) if there is no such game.
+    """
+    if video:
+        kwargs |= dict(grayscale=False, img_height=210, img_width=160, stack_num=1)
 
     def begin():
         with suppress(AttributeError, OSError):  # not everywhere possible or allowed
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         return AtariVectorEnv(
-            args.env_id, num_envs, autoreset_mode="SameStep", reward_clipping=False,
+            resolve(args.env_id), num_envs, autoreset_mode="SameStep", reward_clipping=False,
             repeat_action_probability=args.repeat_action_probability,  # (+)
-            num_threads=num_threads, **kwargs,
+            num_threads=min(num_envs, torch.get_num_threads()), **kwargs,
         )  # fmt: skip
 
     with ThreadPoolExecutor(1) as thread:  # what it starts will not displace the network's threads
         return thread.submit(begin).result()
 
 
-class Games:
-    """The games ids of a run's N; one that ends is followed by the next in the same step.
+def sizes(env):
+    """What Agent takes, apart from args."""
+    return (int(env.single_action_space.n),)
 
-    Their state is the tape, the actions since each game was last seeded, which is played again on
-    resuming. A seed loads the game anew and costs 70 ms, so only a game whose tape has grown
+
+class Games:
+    """Some of the N games; one that ends is followed by the next in the same step.
+
+    A checkpoint keeps the actions since each game was last seeded, the tape, and resuming plays
+    them again. A seed loads the game anew and costs 70 ms, so only a game whose tape has grown
     tape_length long is seeded again when it ends; the others go on with the emulator's generators.
     """
 
     tape_length = 8192
-    arrays = ("starts", "seedings", "lengths", "scores", "lives", "screens")
+    saved = ("screens", "starts", "seedings", "lengths", "returns")
 
-    def __init__(self, args, ids):
-        self.args, self.ids = args, ids
-        self.n = ids.stop - ids.start
-        self.envs = make_games(args, self.n)
-        self.global_step, self.restarted, self.tape = 0, 0, []
-        self.starts, self.seedings, self.lengths = (np.zeros(self.n, np.int64) for _ in range(3))
-        self.scores = np.zeros(self.n)
-        self.moving, self.steps, self.cuts, self.episodes = False, [], [], []
-        pinned = args.device.type == "cuda"  # a GPU reads such memory while the program goes on
-        self.screens = torch.zeros(self.n, 84, 84, 4, dtype=torch.uint8, pin_memory=pinned).numpy()
-        self.seed(np.ones(self.n, bool))
+    def __init__(self, args, ids, video=False):
+        n = ids.stop - ids.start
+        self.args = args
+        self.ids = ids  # slice of the N games
+        self.envs = make_env(args, video, n)
+        self.global_step = 0
+        self.num_restarts = 0  # of games that did not repeat themselves on resuming
+        self.stepping = False  # a step has begun and its outcome is not noted yet
+        self.steps = []  # (rewards, dones, lives before, lives after), each [n], since pop_steps()
+        self.truncations = []  # (t, id, final obs) since then
+        self.episodes = []  # (global step, id, return, length) since then
+        self.tape = []  # actions [n] of the steps that may have to be played again
+        self.starts = np.zeros(n, np.int64)  # where on the tape each game was last seeded
+        self.seedings = np.zeros(n, np.int64)  # how often each was seeded again
+        self.lengths = np.zeros(n, np.int64)  # steps of each game so far
+        self.returns = np.zeros(n)  # of each game so far
+        stack, *shape = self.envs.single_observation_space.shape
+        pinned = device_of(args).type == "cuda"  # a GPU reads such memory while the program goes on
+        screens = torch.zeros(n, *shape, stack, dtype=torch.uint8, pin_memory=pinned)
+        self.screens = screens.numpy()  # what is seen now [n, 84, 84, 4]
+        self.seed(np.ones(n, bool))
+
+    def close(self):
+        self.envs.close()
+        self.envs.ale = None  # whose threads end when it is collected, and no earlier
 
     def seed(self, mask):
         """Starts games under mask [n] from seeds that depend on (seed, id, seedings) alone."""
         key = [(self.args.seed, self.ids.start + i, self.seedings[i]) for i in np.flatnonzero(mask)]
         seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] >> 1 for k in key])
-        self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))
+        self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))  # ALE takes 31 bits
 
-    def seed_anew(self, mask):
-        self.starts[mask], self.seedings[mask] = len(self.tape), self.seedings[mask] + 1
+    def seed_again(self, mask):
+        self.starts[mask] = len(self.tape)
+        self.seedings[mask] += 1
+        self.lengths[mask] = self.returns[mask] = 0
         self.seed(mask)
 
     def see(self, obs, info):
-        planes = obs.transpose(1, 0, 2, 3)
-        np.stack([*planes], -1, out=self.screens)  # 3 times as fast as transposing
+        np.stack([*obs.swapaxes(0, 1)], -1, out=self.screens)  # 3 times as fast as transposing
         self.lives = info["lives"].copy()
 
     def send(self, actions):
-        """Starts a step."""
+        """Starts a step by actions [n]."""
         self.envs.send(actions)
         self.tape.append(actions.astype(np.uint8))
-        self.moving = True
+        self.stepping = True
 
     def obs(self):
-        """What there is to see [n, 84, 84, 4], once the step is done and its outcome noted."""
-        if self.moving:
-            self.receive()
+        """What is seen now, once the step is done and noted. Raises Stop(1) if the step fails."""
+        if self.stepping:
+            lives_before, self.stepping = self.lives, False
+            try:
+                obs, rewards, terminated, truncated, info = self.envs.recv()
+            except Exception as error:
+                raise Stop(1, f"{self.args.env_id} failed in step: {error!r}") from error
+            self.see(obs, info)
+            done = terminated | truncated
+            self.steps.append((rewards.copy(), done, lives_before, self.lives))
+            self.global_step += self.args.num_envs
+            self.returns += rewards
+            self.lengths += 1
+            if done.any():
+                self.end(done, truncated, info)
         return self.screens
 
-    def receive(self):
-        """Waits for the end of the step and notes its outcome."""
-        lives, self.moving = self.lives, False
-        obs, rewards, terminated, truncated, info = self.envs.recv()
-        over = terminated | truncated
-        self.see(obs, info)
-        self.steps.append((rewards.copy(), over, lives, self.lives))
-        self.global_step += self.args.num_envs
-        self.scores += rewards
-        self.lengths += 1
-        if over.any():
-            self.end(over, truncated, info)
-
-    def end(self, over, truncated, info):
-        """Notes games that are over [n] and have made room for the next."""
-        for i in np.flatnonzero(over):
-            score, length = float(self.scores[i]), int(self.lengths[i])
-            self.episodes.append((self.global_step, self.ids.start + i, score, length))
+    def end(self, done, truncated, info):
+        """Notes games that are done [n] and have made room for the next."""
+        for i in np.flatnonzero(done):
+            n, episode_return, length = self.ids.start + i, self.returns[i], self.lengths[i]
+            self.episodes.append((self.global_step, n, float(episode_return), int(length)))
             if truncated[i]:
-                last = info["final_obs"][i].transpose(1, 2, 0).copy()
-                self.cuts.append((len(self.steps) - 1, self.ids.start + i, last))
-        self.scores[over] = self.lengths[over] = 0
-        long = over & (len(self.tape) - self.starts >= self.tape_length)
+                final_obs = torch.tensor(np.moveaxis(info["final_obs"][i], 0, -1))
+                self.truncations.append((len(self.steps) - 1, n, final_obs))
+        self.returns[done] = self.lengths[done] = 0
+        long = done & (len(self.tape) - self.starts >= self.tape_length)
         if long.any():
-            self.seed_anew(long)
+            self.seed_again(long)
 
-    def outcomes(self):
-        """Of the steps since the last call: rewards, dones [T, n], cuts and episodes."""
-        rewards, over, before, after = map(np.array, zip(*self.steps))
+    def pop_steps(self):
+        """Of the steps since the last call: rewards, dones [T, n], truncations and episodes."""
+        rewards, dones, lives_before, lives_after = map(np.array, zip(*self.steps))
         if self.args.clip_rewards:  # (+)
             rewards = np.sign(rewards)
-        life_lost = (after < before) & (after > 0) & self.args.episodic_life  # (+)
-        outcomes = rewards, over | life_lost, self.cuts, self.episodes
-        self.steps, self.cuts, self.episodes = [], [], []
-        return outcomes
+        if self.args.episodic_life:  # (+)
+            dones |= (lives_after < lives_before) & (lives_after > 0)
+        popped = rewards, dones, self.truncations, self.episodes
+        self.steps, self.truncations, self.episodes = [], [], []
+        return popped
 
     def state_dict(self):
         begin = int(self.starts.min())
         self.tape, self.starts = self.tape[begin:], self.starts - begin
-        state = {k: torch.tensor(getattr(self, k)) for k in self.arrays}
-        tape = torch.from_numpy(np.array(self.tape, np.uint8).reshape(-1, self.n))
-        return state | {"tape": tape, "global_step": self.global_step, "restarted": self.restarted}
+        state = {name: torch.tensor(getattr(self, name)) for name in self.saved}
+        state["tape"] = torch.tensor(np.array(self.tape, np.uint8)).view(-1, len(self.starts))
+        return state | dict(global_step=self.global_step, num_restarts=self.num_restarts)
 
     def load_state_dict(self, state):
-        self.global_step, self.restarted = state["global_step"], state["restarted"]
-        saved = {k: state[k].numpy() for k in self.arrays}
-        self.starts, self.seedings = saved["starts"], saved["seedings"]
+        self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
         self.tape = list(state["tape"].numpy())
-        self.seed(np.ones(self.n, bool))
-        for t, actions in enumerate([*self.tape, None]):
-            if t and (self.starts == t).any():
+        screens, self.starts, self.seedings, self.lengths, self.returns = (
+            state[name].numpy() for name in self.saved
+        )
+        self.seed(self.starts >= 0)
+        for t, actions in enumerate(self.tape, 1):
+            obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
+            self.see(obs, info)
+            if (self.starts == t).any():
                 self.seed(self.starts == t)
-            if actions is not None:
-                obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
-                self.see(obs, info)
-        self.scores, self.lengths = saved["scores"], saved["lengths"]
-        strange = (self.screens != saved["screens"]).any((1, 2, 3))
-        for i in np.flatnonzero(strange):
-            show(f"game {self.ids.start + i} does not repeat itself: it starts anew")
-            self.restarted += 1
-        if strange.any():
-            self.scores[strange] = self.lengths[strange] = 0
-            self.seed_anew(strange)
+        differs = (self.screens != screens).any((1, 2, 3))
+        for i in np.flatnonzero(differs):
+            show(f"game {self.ids.start + i} is not deterministic; it was restarted")
+            self.num_restarts += 1
+        if differs.any():
+            self.seed_again(differs)
 
 
 class Envs:
-    """num_envs games, in two halves, each of which moves when it has its actions."""
+    """num_envs games, in two halves, each of which steps when it has its actions."""
 
     def __init__(self, args, on_episode):
         self.on_episode = on_episode
         ids = np.array_split(range(args.num_envs), min(2, args.num_envs))
         self.halves = [Games(args, slice(i[0], i[-1] + 1)) for i in ids]
-        self.num_actions = int(self.halves[0].envs.single_action_space.n)
+        self.threads = ThreadPoolExecutor(2)  # one for each half
+        self.num_actions = sizes(self.halves[0].envs)[0]
+
+    def close(self):
+        self.threads.shutdown()
+        for games in self.halves:
+            games.close()
+
+    def run_halves(self, function):
+        """function(games) of both halves at once, with half of PyTorch's threads for each."""
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, num_threads // 2))
+        list(self.threads.map(function, self.halves))
+        torch.set_num_threads(num_threads)
 
     def obs(self):
+        """What is seen now [N, 84, 84, 4]."""
         return np.concatenate([games.obs() for games in self.halves])
 
-    def outcomes(self):
-        """Since the last call: rewards, dones [T, N]; of games that time cut (t, id, final obs)."""
+    def pop_steps(self):
+        """Of the steps since the last call: rewards, dones [T, N], and truncations."""
         self.obs()
-        rewards, dones, cuts, episodes = zip(*(games.outcomes() for games in self.halves))
-        for global_step, _, score, length in sorted(chain(*episodes)):
-            self.on_episode(global_step, score, length)
-        rewards, dones = (np.hstack(x).astype(np.float32) for x in (rewards, dones))
-        return rewards, dones, list(chain(*cuts))
+        rewards, dones, truncations, episodes = zip(*(games.pop_steps() for games in self.halves))
+        for global_step, _, episode_return, length in sorted(chain(*episodes)):
+            self.on_episode(global_step, episode_return, length)
+        rewards, dones = (torch.from_numpy(np.hstack(x)).float() for x in (rewards, dones))
+        return dict(rewards=rewards, dones=dones, truncations=list(chain(*truncations)))
 
     @property
     def global_step(self):
         return self.halves[-1].global_step
 
     @property
-    def restarted(self):
-        return sum(games.restarted for games in self.halves)
+    def num_restarts(self):
+        return sum(games.num_restarts for games in self.halves)
 
     def state_dict(self):
         return {"halves": [games.state_dict() for games in self.halves]}
@@ -606,347 +667,429 @@ class Envs:
 
 
 class Run:
-    """The run directory: arguments, script, every episode, metrics, the last checkpoint."""
+    """The run directory: arguments, sources, every episode, metrics, the last checkpoint."""
 
-    may_change = "run_dir checkpoint_every capture_video track wandb_project_name wandb_entity"
+    may_change = {"run_dir", "checkpoint_every", "capture_video"}
+    may_change |= {"track", "wandb_project_name", "wandb_entity"}
 
-    def __init__(self, args):
-        """Looks only. Raises Stop unless the directory is free or holds this very run."""
-        self.args, self.dir, self.script = args, Path(args.run_dir), Path(__file__)
-        self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
-        begun = {"metrics.csv", self.script.name, "args.json.tmp"}  # by a start that was cut short
+    def __init__(self, args, script):
+        """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
+        self.args, self.script, self.sources = args, Path(script).name, sources(script)
+        self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
+        self.saved_args, self.summary, self.files, self.state = {}, {}, {}, {}
+        self.rows = {"metrics.csv": [], "episodes.csv": []}
+        self.seconds = self.last_step = 0
+        self.exit_code = None  # that a signal asks for
         try:
-            copy, names = self.dir / self.script.name, set()
-            if self.dir.exists():
-                names = {path.name for path in self.dir.iterdir()}
-            code = copy.read_bytes() if copy.name in names else b""
-            if names <= begun and self.script.read_bytes().startswith(code):
-                return
-            self.facts = json.loads((self.dir / "args.json").read_text())
-            if (self.dir / "summary.json").exists():
-                self.summary = json.loads((self.dir / "summary.json").read_text())
-            same_script = code == self.script.read_bytes()
-            if not isinstance(self.facts, dict) or not isinstance(self.summary, dict):
-                raise ValueError("args.json and summary.json must hold an object each")
-        except (OSError, ValueError) as error:
-            raise Stop(2, f"--run-dir {self.dir}: not a run of this script: {error}") from error
+            names = os.listdir(self.dir) if args.run_dir and self.dir.is_dir() else ()
+            found = {name: self.dir / name for name in names if name != "args.json.tmp"}
+            if not any(path.is_dir() or path.stat().st_size for path in found.values()):
+                return  # there is nothing but what a start that was cut short may leave
+            self.saved_args = dict(json.loads((self.dir / "args.json").read_text()))
+            if "summary.json" in found:
+                self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
+            same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
+        except (OSError, ValueError, TypeError) as error:
+            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
         for name, x in asdict(args).items():
-            if name not in self.may_change.split() and (there := self.facts.get(name)) != x:
+            if name not in self.may_change and (old := self.saved_args.get(name)) != x:
                 flag = f"--{name.replace('_', '-')}"
-                raise Stop(2, f"--run-dir {self.dir}: holds a run with {flag} {there}, not {x}")
-        if not same_script:
-            raise Stop(2, f"--run-dir {self.dir}: go on with the {self.script.name} that is in it")
+                raise Stop(2, f"--run-dir {args.run_dir}: holds a run with {flag} {old}, not {x}")
+        if not all(same):
+            how = f"resume with `python {args.run_dir}/{self.script}`"
+            raise Stop(2, f"--run-dir {args.run_dir}: begun by another version of this; {how}")
 
     def start(self):
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
-        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
-        versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
-        gpu = self.args.device.type == "cuda" and torch.cuda.get_device_name()
-        versions["device"] = gpu or f"cpu with {torch.backends.cpu.get_cpu_capability()}"
-        versions["threads"] = torch.get_num_threads()
+        args, name = self.args, f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}"
         try:
+            for seconds in count(int(time.time())) if not args.run_dir else ():
+                args.run_dir = f"runs/{name.replace('/', '_')}__{seconds}"
+                with suppress(FileExistsError):  # of a run that began in the same second
+                    (self.dir / args.run_dir).mkdir(parents=True)
+                    self.dir = self.dir / args.run_dir
+                    break
             self.dir.mkdir(parents=True, exist_ok=True)
-            self.files = {"metrics.csv": open(self.dir / "metrics.csv", "a", buffering=1)}
-            fcntl.lockf(self.files["metrics.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Stop(2, f"--run-dir {self.dir}: another process is at work on this run") from None
+            self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
-            raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
-        if not self.facts:
+            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
+        lock(self.files["metrics.csv"], args.run_dir)
+        if not self.saved_args and (self.dir / "args.json").exists():
+            raise Stop(2, f"--run-dir {args.run_dir}: another process has just begun a run there")
+        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
+        versions = {d.name: d.version for d in distributions() if d.name in packages}
+        versions |= dict(python=platform.python_version(), device=device_name(args))
+        versions["threads"] = torch.get_num_threads()
+        if not self.saved_args:
             commit = subprocess.run(
                 "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                text=True, cwd=self.script.resolve().parent, capture_output=True,
+                text=True, cwd=Path(__file__).resolve().parent, capture_output=True,
             ).stdout.strip()  # fmt: skip
-            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
-            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
-            (self.dir / self.script.name).write_bytes(self.script.read_bytes())
-            self.write_json("args.json", self.facts)
-        if self.facts["versions"] != versions:
-            show(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
-        size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
-        device = f"{self.args.device}, {versions['threads']} thread(s)"
-        show(f"{self.args.env_id}: {size} on {device}, in {self.dir}")
+            self.saved_args = asdict(args) | dict(script=self.script, command=sys.argv)
+            self.saved_args |= dict(versions=versions, git_commit=commit)
+            self.saved_args["wandb_id"] = os.urandom(4).hex()
+            self.write("args.json", self.saved_args)
+        for name, code in self.sources.items():
+            if not (self.dir / name).exists():
+                self.write(name, code)
+        if (old := self.saved_args.get("versions")) != versions:
+            show(f"warning: begun with {old}, goes on with {versions}: results will differ")
+        show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
-        self.tracks = self.args.track
         self.track()
 
     def on_signal(self, signum, _):
-        """Ends the run after this iteration; after 25 s, or a second signal, without it."""
-        self.stop = 128 + signum
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, lambda *_: os._exit(self.stop))
-        timer = threading.Timer(25, os._exit, [self.stop])
-        timer.daemon = True
-        timer.start()
-        with suppress(OSError):
-            os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
+        """Ends the run after this iteration; a second signal ends it at once."""
+        if self.exit_code:
+            os._exit(self.exit_code)
+        self.exit_code = 128 + signum
+        show("\nstops after this iteration; the same command will resume from there")
 
     def track(self, row=None):
         """Begins, or continues, the run's W&B run, or sends it a row; W&B never stops a run."""
-        if not self.tracks:
-            return
         try:
-            import wandb
+            if self.args.track and row:
+                sys.modules["wandb"].log(row, step=row["global_step"])
+            elif self.args.track:
+                import wandb
 
-            if row:
-                wandb.log(row, step=row["global_step"])
-                return
-            wandb.init(
-                project=self.args.wandb_project_name, entity=self.args.wandb_entity,
-                id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
-                config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
-            )  # fmt: skip
+                wandb.init(
+                    project=self.args.wandb_project_name, entity=self.args.wandb_entity,
+                    id=self.saved_args["wandb_id"], resume="allow", name=self.dir.name,
+                    config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
+                )  # fmt: skip
         except Exception as error:
             show(f"goes on without Weights & Biases: {error}")
-            self.tracks = False
+            self.args.track = False
 
-    def write(self, name, save):
-        """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
-        new, content = self.dir / f"{name}.tmp", io.BytesIO()
-        save(content)  # in memory, for torch.save answers a full disk with a riddle
-        try:
-            with open(new, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.dir / name)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
-
-    def write_json(self, name, data):
-        self.write(name, lambda file: file.write(json.dumps(data, indent=1).encode()))
+    def write(self, name, data):
+        """Replaces a file by tensors (*.pt), bytes or JSON; on any fault the old one stays."""
+        content = BytesIO()  # for torch.save's own error is unclear on a full disk
+        if name.endswith(".pt"):
+            torch.save(data, content)
+        else:
+            content.write(data if isinstance(data, bytes) else json.dumps(data, indent=1).encode())
+        with open(self.dir / f"{name}.tmp", "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.dir / f"{name}.tmp", self.dir / name)
 
     def resume(self, **state):
-        """Brings state to where the last checkpoint left it. Returns the iterations it has done."""
-        self.state, path = state, self.dir / "checkpoint.pt"
-        saved = {"iteration": 0, "seconds": 0.0, "sizes": {}}
-        if path.exists():
-            try:
+        """Starts the run, and brings state to where its last checkpoint left it, if there is one.
+
+        Returns the iterations that are done. Raises Stop(2) if the checkpoint is not this run's.
+        """
+        self.start()
+        self.state, path, iteration = state, self.dir / "checkpoint.pt", 0
+        try:
+            if path.exists():
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-                if saved["run"] != self.facts["wandb_id"]:
+                if saved["run"] != self.saved_args["wandb_id"]:
                     raise ValueError("it was made by another run")
+                iteration, self.last_step, self.seconds, self.rows = saved["progress"]
                 for name, part in state.items():
                     part.load_state_dict(saved[name])
-            except Exception as error:
-                raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
-        self.seconds, self.saved_at = saved["seconds"], time.perf_counter()
-        self.files["episodes.csv"] = open(self.dir / "episodes.csv", "a", buffering=1)
-        for name, file in self.files.items():
-            size = saved["sizes"].get(name, 0)
-            if file.tell() < size:
-                raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
-            file.seek(file.truncate(size))
-        if saved["iteration"]:
-            show(f"goes on after iteration {saved['iteration']}")
-        else:
-            self.files["episodes.csv"].write("global_step,episodic_return,episodic_length\n")
-        self.recent = deque(self.scores(), maxlen=100)
-        return saved["iteration"]
+                show(f"goes on after iteration {iteration}")
+        except Stop:
+            raise
+        except Exception as error:
+            raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+        for name, file in self.files.items():  # what came after the checkpoint will come again
+            file.truncate(0)
+            file.write("".join(self.rows[name]))
+        if not self.rows["episodes.csv"]:
+            self.add("episodes.csv", ("global_step", "episodic_return", "episodic_length"))
+        self.last_time = time.perf_counter()
+        return iteration
 
-    def scores(self):
-        return [float(row.split(",")[1]) for row in open(self.dir / "episodes.csv").readlines()[1:]]
+    def add(self, name, row):
+        self.rows[name].append(",".join(map(str, row)) + "\n")
+        self.files[name].write(self.rows[name][-1])
 
-    def episode(self, global_step, score, length):
-        self.files["episodes.csv"].write(f"{global_step},{score},{length}\n")
-        self.recent.append(score)
+    def episode(self, global_step, episode_return, length):
+        self.add("episodes.csv", (global_step, episode_return, length))
 
-    def check(self, iteration, **tensors):
-        self.iteration = iteration
-        for name, x in tensors.items():
-            if not torch.isfinite(torch.as_tensor(x)).all():
-                raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+    def score(self, most=100):
+        """The mean return of the last episodes, at most so many; NaN if there are none."""
+        returns = [float(row.split(",")[1]) for row in self.rows["episodes.csv"][1:][-most:]]
+        return float(np.mean(returns)) if returns else math.nan
 
-    def log(self, iteration, **metrics):
-        """Writes, sends and shows a row of metrics; saves a checkpoint where one is due."""
-        args, now, step = self.args, time.perf_counter(), iteration * self.args.batch_size
-        self.seconds, self.clock = self.seconds + now - self.clock, now
-        row = dict(global_step=step, seconds=round(self.seconds, 3), sps=round(step / self.seconds))
-        row |= metrics
-        if iteration == 1:
-            self.files["metrics.csv"].write(",".join(row) + "\n")
-        self.files["metrics.csv"].write(",".join(map(str, row.values())) + "\n")
-        score = np.mean(self.recent) if self.recent else math.nan
-        self.track(row | {"episodic_return": score})
-        left = self.seconds / iteration * (args.num_iterations - iteration)
-        text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
-        text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
-        if sys.stdout.isatty():
-            show(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "")
-        elif iteration % max(1, args.num_iterations // 20) == 0:
-            show(text)
-        last = iteration == args.num_iterations or self.stop
-        if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
+    def check(self, iteration, **parts):
+        """Raises Stop(3), naming the first tensor, of these or in a module, that is not finite."""
+        for name, part in parts.items():
+            inside = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+            for key, nested in inside.items():
+                if not all(torch.isfinite(torch.as_tensor(x)).all() for x in tree_leaves(nested)):
+                    name = f"{name}.{key}" if key else name
+                    raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+        self.last_check = time.perf_counter()
+
+    def log(self, iteration, step, last, metrics):
+        """Ends an iteration at a global step: a row of metrics, a checkpoint where one is due.
+
+        Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
+        """
+        args, now, rollout_end = self.args, time.perf_counter(), self.last_check
+        modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
+        self.check(iteration, **metrics, **modules)
+        self.seconds += now - self.last_time
+        row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
+        row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
+        if not self.rows["metrics.csv"]:
+            self.add("metrics.csv", row | metrics)
+        self.add("metrics.csv", (row | metrics).values())
+        self.track(row | metrics | {"episodic_return": self.score()})
+        done, before = (x / args.total_timesteps for x in (step, self.last_step))
+        if last or int(20 * done) > int(20 * before):
+            left = self.seconds / done * (1 - done)
+            text = f"{done:4.0%}  return {self.score():.1f}  {row['sps']:,} steps/s"
+            show(f"{text}  {left // 60:.0f}:{left % 60:02.0f} left")
+        if args.capture_video and (last or int(10 * done) > int(10 * before)):
+            self.film(step)
+        self.last_step = step
+        if last or self.exit_code or iteration % args.checkpoint_every == 0:
             self.checkpoint(iteration)
-            self.saved_at = now
-        if self.stop:
-            self.finish("interrupted", iteration)
-            sys.exit(self.stop)
-        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
-            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
-            self.clock = time.perf_counter()  # a film's time is not the training's
+        self.last_time = time.perf_counter()
+        if self.exit_code:
+            self.finish("interrupted")
+            sys.exit(self.exit_code)
 
-    def checkpoint(self, iteration, name="checkpoint.pt"):
-        for file in self.files.values():
-            os.fsync(file.fileno())
+    def film(self, step):
+        """An episode to videos/. What fails costs the film alone; nothing else changes."""
+        states = random.getstate(), np.random.get_state()
+        try:
+            path = self.dir / "videos" / f"step-{step}.gif"
+            play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
+        except (Exception, SystemExit) as error:
+            show(f"no video of step {step}: {error}")
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+    def checkpoint(self, iteration):
         saved = {name: part.state_dict() for name, part in self.state.items()}
-        saved["sizes"] = {name: file.tell() for name, file in self.files.items()}
-        saved |= {"iteration": iteration, "seconds": self.seconds, "run": self.facts["wandb_id"]}
-        self.write(name, lambda file: torch.save(saved, file))
+        saved["progress"] = iteration, self.last_step, self.seconds, self.rows
+        self.write("checkpoint.pt", saved | {"run": self.saved_args["wandb_id"]})
 
-    def finish(self, status, iteration, **more):
-        def mean(scores):  # JSON knows no NaN
-            return np.mean(scores) if scores and np.isfinite(scores).all() else None
-
-        scores, step = self.scores(), self.state["envs"].global_step
-        self.seconds += time.perf_counter() - self.clock
+    def finish(self, status, **more):
+        """Writes summary.json."""
+        step, episodes = self.state["envs"].global_step, len(self.rows["episodes.csv"]) - 1
+        scores = [x if math.isfinite(x) else None for x in (self.score(), self.score(episodes))]
         summary = dict(
-            status=status, score=mean(scores[-100:]), score_all=mean(scores),
-            episodes=len(scores), global_step=step,
-            seconds=self.seconds, sps=step / self.seconds, iteration=iteration,
-            restarted_episodes=self.state["envs"].restarted, **more,
+            status=status, score=scores[0], score_all=scores[1], episodes=episodes,
+            global_step=step, seconds=self.seconds, sps=step / max(self.seconds, 1e-9),
+            restarted_episodes=self.state["envs"].num_restarts, **more,
         )  # fmt: skip
-        self.write_json("summary.json", summary)
-        show(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}")
+        self.write("summary.json", summary)
+        show(f"{status}: score {self.score():.2f}, {episodes} episodes, {self.args.run_dir}")
+
+    def fail(self, error):
+        """Keeps the traceback of what ended the run, and says so in summary.json."""
+        with suppress(OSError):
+            (self.dir / "error.txt").write_text("".join(traceback.format_exception(error)))
+            if self.state:
+                status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
+                kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
+                self.finish(status, reason=f"{kind}{error}")
 
 
-def play(args, agent, seed, video=None):
-    """The score of one game of agent, filmed to the GIF video, if given."""
-    seed = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)  # ALE takes 31 bits
-    rng, env, score, over, frames = np.random.default_rng(seed), make_games(args, 1), 0.0, False, []
-    obs, _ = env.reset(seed=seed)
-    if video:  # the same game on a second emulator, for the screen as people see it
-        screen = make_games(args, 1, grayscale=False, img_height=210, img_width=160, stack_num=1)
-        frames.append(screen.reset(seed=seed)[0])
-    while not over:
-        with torch.no_grad():
-            pi, _ = agent(torch.from_numpy(obs).permute(0, 2, 3, 1).to(args.device))
-        action = (pi.logits.cpu().numpy() + rng.gumbel(size=pi.logits.shape)).argmax(-1)
-        obs, reward, terminated, truncated, _ = env.step(action)
-        score, over = score + float(reward[0]), bool(terminated[0] | truncated[0])
-        if video:
-            frame, _, _, _, info = screen.step(action)
-            frames.append(info["final_obs"] if over else frame)
-    if video:
-        import imageio
+def play(args, agent, seed, video=None, stop=lambda: False):
+    """The return of a game of agent, which ends within 30 minutes; filmed to the GIF video.
 
+    A film shows every second step, at most 500 of them: 67 seconds. An emulator of its own plays
+    the same game for it, in the colours and size that people see.
+    """
+    args = copy(args)  # replace() would ask whether one game makes a batch
+    args.seed, args.num_envs = seed, 1
+    device, rng = next(agent.parameters()).device, np.random.default_rng((seed, 1))
+    frames, games = [], Games(args, slice(0, 1))
+    camera = Games(args, slice(0, 1), video=True) if video else None
+    try:
+        for t in count():
+            obs = torch.from_numpy(games.obs()).to(device)
+            screen = camera.obs() if camera else None
+            if games.episodes or stop():
+                break
+            logits = logits_and_value(agent, obs)[:, :-1].cpu().numpy()
+            action = (logits + rng.gumbel(size=logits.shape)).argmax(-1)  # a sample of pi
+            games.send(action)
+            if camera and t % 2 == 0 and len(frames) < 500:
+                image = Image.fromarray(screen.reshape(210, 160, 3))
+                frames.append(image.quantize(method=Image.Quantize.FASTOCTREE))  # few colours
+            if camera and len(frames) < 500:
+                camera.send(action)
+    finally:
+        for player in filter(None, (games, camera)):
+            player.close()
+    if video and not stop():
         video.parent.mkdir(exist_ok=True)
-        frames = [f.reshape(210, 160, 3) for f in frames]
-        times = np.rint(np.arange(len(frames) + 1) / 15 * 100)  # GIFs count in 1/100 s
-        imageio.mimsave(video, frames, duration=list(10 * np.diff(times)), loop=0)
-        screen.close()
-    env.close()
-    return score
+        times = 10 * np.rint(np.arange(len(frames) + 1) / 7.5 * 100)  # GIFs count in 1/100 s
+        film = dict(append_images=frames[1:], duration=np.diff(times).tolist(), loop=0)
+        frames[0].save(video, save_all=True, **film)
+    return games.episodes[0][2] if games.episodes else float(games.returns[0])
 
 
-def evaluate(args):
+def evaluate(args, policy):
     """Plays ten episodes with the agent of the run directory args.eval."""
-    run = Path(args.eval)
+    run = Path(args.eval).absolute()
     try:
         saved = json.loads((run / "args.json").read_text())
-        run_args = Args(**{name: saved[name] for name in asdict(args)} | {"cuda": args.cuda})
         weights = torch.load(run / "agent.pt", map_location="cpu", weights_only=True)
-        num_actions = weights["actor.bias"].shape[0]
-        agent = Agent(num_actions, run_args.network, run_args.init).to(args.device)
-        agent.load_state_dict(weights)
-        run_args = replace(run_args, env_id=resolve(run_args.env_id))
-        env = make_games(run_args, 1)
-        if env.single_action_space.n != num_actions:
-            raise ValueError(f"its agent is not for {run_args.env_id}")
+        run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
+        if ":" in run_args.env_id and run_args.env_id != args.env_id:
+            raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
+        env = make_env(run_args, args.capture_video)
         env.close()
+        agent = policy(*sizes(env), run_args)
+        shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"its agent is not for {run_args.env_id}")
+        agent.load_state_dict(weights)
     except Exception as error:
         error = f"not a finished run of this script: {type(error).__name__}: {error}"
-        raise Stop(2, f"--eval {run}: {error}") from None
-    now, scores = f"{time.time():.0f}", []
+        raise Stop(2, f"--eval {args.eval}: {error}") from None
+    now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
-        scores.append(play(run_args, agent, args.seed * 1000 + i, video))
-        show(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""))
-    show(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
+        returns.append(play(run_args, agent, (args.seed * 1000 + i) % 2**53, video))
+        show(f"episode {i}: return {returns[-1]:.1f}" + (f", {video}" if video else ""))
+    mean, std = np.mean(returns), np.std(returns, ddof=1)
+    half = 2.262 * std / 10**0.5  # 2.262: Student's t, 9 degrees of freedom
+    interval = f"95% {mean - half:.1f} to {mean + half:.1f}"
+    show(f"mean {mean:.1f} ({interval}), standard deviation {std:.1f}")
     return 0
 
 
-def flags(task: Task, paper: Paper, extra: Extra, run: Running):
-    """Args of its four parts, each a box of --help."""
-    return Args(**vars(task), **vars(paper), **vars(extra), **vars(run))
+def lock(file, run_dir):
+    """Keeps other processes out. Raises Stop(2) if one is in."""
+    try:
+        import fcntl  # Windows has none
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Stop(2, f"--run-dir {run_dir}: another process is at work on this run") from None
+    except (ImportError, OSError) as error:
+        show(f"no file locks ({error}): nothing keeps a second process out of this run")
 
 
-def whole(texts):
-    """The int that is typed as 1000000, 1_000_000 or 1e6."""
-    with suppress(ValueError):
-        if (x := float(texts[0])) % 1 == 0 and x < 2**53:
-            return int(x)
-    return int(texts[0])
+def sources(script):
+    """{name: bytes} of a script and of what lies beside it or this file that it imports."""
+    found, todo = {}, [Path(script).resolve()]
+    folders = [todo[0].parent, Path(__file__).resolve().parent]
+    while todo:
+        path = todo.pop()
+        found[path.name] = path.read_bytes()
+        names = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
+        paths = [next((p for f in folders if (p := f / f"{n}.py").exists()), path) for n in names]
+        todo += [path for path in paths if path.name not in found]
+    return found
 
 
-def parse(argv):
-    """Args of the command line. Raises Stop in one line."""
-    integers = tyro.constructors.ConstructorRegistry()
-    typed = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="INT", instance_from_str=whole,
-        is_instance=lambda x: isinstance(x, int), str_from_instance=lambda x: [str(x)],
-    )  # fmt: skip
-    integers.primitive_rule(lambda info: typed if info.type is int else None)
-    with integers, redirect_stderr(io.StringIO()) as stderr:
+LIMITS = dict(
+    seed=(0, 2**53), num_threads=(0, 1024), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
+    repeat_action_probability=(0, 1), vf_coef=(0, 1e12), ent_coef=(0, 1e12),
+)  # fmt: skip
+
+
+def check_numbers(args):
+    """Makes ints of 1e6 and the like. Raises ValueError for a number that makes no sense."""
+    for f in fields(args):
+        x, is_int = getattr(args, f.name), f.type == Int
+        low, high = LIMITS.get(f.name, (1 if is_int else 1e-12, 1e12))
+        if type(x) in (int, float) and (not low <= x <= high or is_int and x % 1):
+            kind, flag = "an int" if is_int else "a number", f"--{f.name.replace('_', '-')}"
+            raise ValueError(f"{flag} {x}: must be {kind} from {low:g} to {high:g}")
+        setattr(args, f.name, int(x) if is_int else x)
+
+
+def parse(argv, flags, script, doc):
+    """The flags of a command line; --help shows a box for each of their bases. Raises Stop(2)."""
+    defaults, parts = {f.name: f.default for f in fields(flags)}, []
+    for part in flags.__bases__[::-1]:
+        own = {f.name: defaults[f.name] for f in fields(part)}
+        parts.append((part.__name__, part, field(default_factory=partial(part, **own))))
+    boxes, config = make_dataclass("Flags", parts), (tyro.conf.OmitArgPrefixes,)
+    with redirect_stderr(StringIO()) as stderr:
         try:
-            config = (tyro.conf.OmitArgPrefixes,)
-            args = tyro.cli(flags, args=argv, description=__doc__, config=config)
+            typed = vars(tyro.cli(boxes, args=argv, description=doc, config=config)).values()
+            args = flags(**{k: x for part in typed for k, x in vars(part).items()})
         except ValueError as error:
             raise Stop(2, str(error)) from None
         except SystemExit as exit:
             if not exit.code:
                 raise
-            lines = [x.strip("│ ") for x in stderr.getvalue().splitlines() if x[:1] == "│"]
-            text = re.sub("─+", "", " ".join(lines))
+            text = re.sub("[╭╮╰╯│─]+", " ", stderr.getvalue())
             raise Stop(2, text.split("For full helptext")[0]) from None
-    args = replace(args, env_id=resolve(args.env_id))
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
-    return replace(args, run_dir=args.run_dir or f"runs/{name}")
+    args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
+    return args
 
 
-def main():
-    """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
-    warnings.filterwarnings("ignore", module="torch")
-    if sys.platform == "linux":  # keep freed memory: getting it anew is a quarter of an update
+def device_name(args):
+    """What the results' last bits depend on."""
+    if device_of(args).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def prepare(args):
+    """Settings of the process and its libraries."""
+    torch.set_num_threads(args.num_threads or torch.get_num_threads())
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    torch.backends.cudnn.allow_tf32 = False  # TF32 keeps 10 bits; only --bf16 may lower precision
+    if sys.platform == "linux":  # keep freed memory: page faults would cost a quarter of an update
         for option, value in ((-1, 2**31 - 1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
             ctypes.CDLL(None).mallopt(option, value)
+    slow = device_of(args).type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if getattr(args, "bf16", False) and slow:
+        show("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
+
+
+def main(train, flags, script, policy=Agent):
+    """Runs a script's command line: train(args, envs, run) by its flags, or --eval by its policy.
+
+    Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
+    3 diverged. Raises SystemExit with 130 or 143 if stopped by a signal.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed, and the next file would get its number
+            setattr(sys, name, open(os.devnull, "r+"))
+            os.set_inheritable(getattr(sys, name).fileno(), True)
+    warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", "Converting a tensor")  # the replay says more
+    run = envs = None
     try:
-        args = parse(sys.argv[1:])
-        torch.set_num_threads(args.num_threads or torch.get_num_threads())
-        torch.backends.cudnn.deterministic = args.torch_deterministic
-        torch.backends.cudnn.allow_tf32 = False  # a float32 of 10 bits; --bf16 asks for fewer
+        args = parse(sys.argv[1:], flags, script, train.__globals__["__doc__"])
+        prepare(args)
         if args.eval is not None:
-            return evaluate(args)
-        run = Run(args)
-        if run.summary.get("status") in ("finished", "diverged"):
-            show(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
-            return 0 if run.summary["status"] == "finished" else 3
+            return evaluate(args, policy)
+        run = Run(args, script)
+        if (status := run.summary.get("status")) in ("finished", "diverged"):
+            score = run.summary.get("score")
+            show(f"{args.run_dir}: already {status}, score {score and round(score, 2)}")
+            return 0 if status == "finished" else 3
+        if args.capture_video:
+            make_env(args, video=True).close()
         envs = Envs(args, run.episode)
-        run.start()
-        slow = args.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        if args.bf16 and slow:
-            show("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
-        try:
-            agent = train(args, envs, run)
-        except Stop as stop:
-            if stop.code == 3:
-                run.finish("diverged", run.iteration, reason=str(stop))
-                run.checkpoint(None, "diverged.pt")
-            raise
+        agent = train(args, envs, run)
         if args.save_model:
-            run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
-        run.finish("finished", args.num_iterations)
+            run.write("agent.pt", agent.state_dict())
+        run.finish("finished")
         return 0
-    except Stop as stop:
-        print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
-        return stop.code
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"{Path(__file__).name}: {error}; the last checkpoint is untouched", file=sys.stderr)
-        return 1
+    except Exception as error:
+        code = error.code if isinstance(error, Stop) else 1
+        if run and run.files and code != 2:
+            run.fail(error)
+        if not isinstance(error, Stop | OSError):
+            raise
+        show(f"{Path(script).name}: {error}", file=2)
+        return code
+    finally:
+        if envs:
+            envs.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(train, Args, __file__))

@@ -32,9 +32,10 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import closing, redirect_stderr, suppress
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
 from importlib.metadata import distributions
 from io import BytesIO, StringIO
@@ -466,8 +467,7 @@ class Envs:
         try:
             for _ in range(N):
                 self.envs.append(make_env(args, video))
-            self.obs_size = self.envs[0].observation_space.shape[0]
-            self.action_size = self.envs[0].action_space.shape[0]
+            self.obs_size, self.action_size = sizes(self.envs[0])
             self.obs = zeros(N, self.obs_size)  # what is seen now
             for n in range(N):
                 self.reset(n)
@@ -763,8 +763,8 @@ class Run:
 
     def checkpoint(self, iteration):
         saved = {name: part.state_dict() for name, part in self.state.items()}
-        progress = iteration, self.last_step, self.seconds, self.rows
-        self.write("checkpoint.pt", saved | dict(progress=progress, run=self.saved_args["wandb_id"]))
+        saved["progress"] = iteration, self.last_step, self.seconds, self.rows
+        self.write("checkpoint.pt", saved | {"run": self.saved_args["wandb_id"]})
 
     def finish(self, status, **more):
         """Writes summary.json."""
@@ -794,7 +794,8 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     A film has at most 500 frames.
     """
     returns, frames, rng = [], [], np.random.default_rng((seed, 1))
-    args = replace(args, num_envs=1, seed=seed)
+    args = copy(args)
+    args.num_envs, args.seed = 1, seed
     with closing(Envs(args, lambda step, score, length: returns.append(score), video)) as envs:
         fps = envs.envs[0].metadata.get("render_fps", 30)
         every = max(1, round(fps / 25))
@@ -822,7 +823,7 @@ def evaluate(args, policy):
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
         env = make_env(run_args, args.capture_video)
         env.close()
-        agent = policy(env.observation_space.shape[0], env.action_space.shape[0], run_args)
+        agent = policy(*sizes(env), run_args)
         shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
         if shapes[0] != shapes[1]:
             raise ValueError(f"its agent is not for {run_args.env_id}")
@@ -852,6 +853,11 @@ def lock(file, run_dir):
         raise Stop(2, f"--run-dir {run_dir}: another process is at work on this run") from None
     except (ImportError, OSError) as error:
         show(f"no file locks ({error}): nothing keeps a second process out of this run")
+
+
+def sizes(env):
+    """What a policy is made for: O and A."""
+    return env.observation_space.shape[0], env.action_space.shape[0]
 
 
 def device_name(args):
@@ -891,7 +897,10 @@ def check_numbers(args):
 
 def parse(argv, flags, script, doc):
     """The flags of a command line; --help shows a box for each of their bases. Raises Stop(2)."""
-    parts = [(part.__name__, part, field(default_factory=part)) for part in flags.__bases__[::-1]]
+    defaults, parts = {f.name: f.default for f in fields(flags)}, []
+    for part in flags.__bases__[::-1]:
+        own = {f.name: defaults[f.name] for f in fields(part)}
+        parts.append((part.__name__, part, field(default_factory=partial(part, **own))))
     boxes, config = make_dataclass("Flags", parts), (tyro.conf.OmitArgPrefixes,)
     with redirect_stderr(StringIO()) as stderr:
         try:
@@ -918,11 +927,12 @@ def main(train, flags, script, policy=Agent):
         if getattr(sys, name) is None:  # it is closed, and the next file would get its number
             setattr(sys, name, open(os.devnull, "r+"))
             os.set_inheritable(getattr(sys, name).fileno(), True)
-    prepare()
+    warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", "Converting a tensor")  # the replay says more
     run = envs = None
     try:
         args = parse(sys.argv[1:], flags, script, train.__globals__["__doc__"])
-        torch.set_num_threads(args.num_threads or torch.get_num_threads())
+        prepare(args)
         if args.eval is not None:
             return evaluate(args, policy)
         run = Run(args, script)
@@ -953,11 +963,10 @@ def main(train, flags, script, policy=Agent):
             envs.close()
 
 
-def prepare():
+def prepare(args):
     """What this script wants of its process."""
+    torch.set_num_threads(args.num_threads or torch.get_num_threads())
     gym.logger.min_level = gym.logger.ERROR
-    warnings.filterwarnings("ignore", module="torch")
-    warnings.filterwarnings("ignore", "Converting a tensor")  # the replay says more
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
 
@@ -1024,22 +1033,25 @@ class Replay:
         Once may be a sample at the very edge of the clip that rounding has put beyond it.
         """
         before = self.copy()
-        result = torch.as_tensor(as_numpy(self.function(*self.inputs))).clone()
-        expected = {"what it returns": result, **self.copy()[1]}
+        expected = self.results(self.function(*self.inputs)) | self.copy()[1]
         self.put_back(before)
         for operation in self.operations:
             operation()
-        found = {"what it returns": torch.as_tensor(self.result), **self.state}
+        found, size = self.results(torch.from_numpy(self.result)) | self.state, Counter()
         for name, x in expected.items():
-            change = (x - before[1].get(name, 0)).norm()
-            error, finite = (found[name] - x).norm(), found[name].isfinite()
-            far = error > 1e-2 * change + 1e-5 * x.norm() + 1e-5
-            if far or not torch.equal(finite, x.isfinite()):
+            size[name.split(".")[0]] += x.norm().item()  # of all layers: rounding spreads
+        for name, x in expected.items():
+            error, change = (found[name] - x).norm(), (x - before[1].get(name, 0)).norm()
+            far = error > 1e-2 * change + 1e-5 * size[name.split(".")[0]] + 1e-5
+            if far or not torch.equal(found[name].isfinite(), x.isfinite()):
                 if self.mismatch:
                     what = getattr(self.function, "func", self.function).__name__
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
                 self.mismatch = self.calls
                 break
+
+    def results(self, tensor):
+        return {f"result.{i}": x.clone() for i, x in enumerate(tensor.detach().flatten())}
 
 
 def as_numpy(result):
@@ -1095,9 +1107,8 @@ def repeated(target, in_place, result, args, kwargs):
     dtypes = {x.dtype for x in tree_leaves((result, args)) if torch.is_tensor(x)}
     if name in NUMPY and dtypes <= {torch.float32, torch.bool} and "alpha" not in kwargs:
         calls = NUMPY[name](*tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args)))
-    if calls:  # of (function, *its arguments)
-        scalars = [[np.array(x, np.float32) if is_number(x) else x for x in call] for call in calls]
-        return [partial(f, *(map(row, xs) if isinstance(f, np.ufunc | partial) else xs)) for f, *xs in scalars]
+    if calls:  # each (function, *its arguments)
+        return [partial(f, *(argument(x, f) for x in xs)) for f, *xs in calls]
     operation = partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)
 
     def fill():
@@ -1107,12 +1118,14 @@ def repeated(target, in_place, result, args, kwargs):
     return [operation if in_place else fill]
 
 
-def is_number(x):
-    return isinstance(x, float | int) and not isinstance(x, bool)
-
-
 def row(x):  # numpy is faster on a vector than on a matrix of one row
     return x[0] if np.ndim(x) == 2 and len(x) == 1 else x
+
+
+def argument(x, function):  # and on an array of a number than on the number
+    if isinstance(x, float | int):
+        return np.array(x, np.float32)
+    return row(x) if isinstance(function, np.ufunc | partial) else x
 
 
 def total(out, x, axes=None, keep=False):
@@ -1129,7 +1142,7 @@ def clip(out, x, low=None, high=None):
 
 
 dot = np.ndarray.dot
-NUMPY = {  # by PyTorch's name: from its result and arguments, (numpy's function, *arguments), or None
+NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's function, *arguments)]
     "_to_copy.default": lambda out, x: [(np.copyto, out, x)],
     "addmm.default": lambda out, b, x, w: [(dot, row(x), w, row(out)), (np.add, out, b, out)],
     "clamp.default": clip,
@@ -1145,7 +1158,9 @@ NUMPY = {  # by PyTorch's name: from its result and arguments, (numpy's function
     ],
     "minimum.default": lambda out, x, y: clip(out, x, None, y),
     "mm.default": lambda out, x, w: [(dot, row(x), w, row(out))],
-    "pow.Tensor_Scalar": lambda out, x, y: {1: [(np.positive, x, out)], 2: [(np.square, x, out)]}.get(y),
+    "pow.Tensor_Scalar": lambda out, x, y: y in (1, 2) and [
+        (np.square if y == 2 else np.positive, x, out),
+    ],
     "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],
     "stack.default": lambda out, xs: [(np.copyto, out[i, ...], x) for i, x in enumerate(xs)],
     "sum.default": total,

@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ale_py import Action, ALEInterface, LoggerMode, roms
-from conftest import Notes, Program, results, rows
+from conftest import Program, rows
 from PIL import Image, ImageSequence
 from test_gae import eq11
 
@@ -27,6 +29,7 @@ import ppo_atari
 
 gym.register_envs(ale_py)
 ALEInterface.setLoggerMode(LoggerMode.Error)
+torch.set_num_threads(1)
 
 PAPER = """Alien Amidar Assault Asterix Asteroids Atlantis BankHeist BattleZone BeamRider Bowling
 Boxing Breakout Centipede ChopperCommand CrazyClimber DemonAttack DoubleDunk Enduro FishingDerby
@@ -36,6 +39,34 @@ SpaceInvaders StarGunner Tennis TimePilot Tutankham UpNDown Venture VideoPinball
 Zaxxon""".split()
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 STEPS = {"breakout": 500, "pong": 1050, "seaquest": 700, "qbert": 600, "freeway": 2055}
+
+
+class FakeRun:
+    """Stands in for a script's Run: keeps what train() hands to it."""
+
+    def __init__(self):
+        self.rows = []
+        self.ends = []  # (iteration, step, last)
+        self.policies = []  # logits [T, N, A] and values [T, N] of each iteration
+
+    def resume(self, **state):
+        self.weights = {k: x.clone() for k, x in state["agent"].state_dict().items()}
+        return 0
+
+    def check(self, iteration, logits, values, **tensors):
+        self.policies.append({"logits": logits.clone(), "values": values.clone()})
+
+    def log(self, iteration, step, last, metrics):
+        self.ends.append((iteration, step, last))
+        self.rows.append(metrics)
+
+
+def results(run_dir):
+    """All that the same command must reproduce byte for byte."""
+    times = dict(seconds="", sps="", rollout_seconds="", update_seconds="")
+    metrics = [row | times for row in rows(run_dir / "metrics.csv")]
+    names = ("episodes.csv", "agent.pt")
+    return {"metrics.csv": metrics} | {name: (run_dir / name).read_bytes() for name in names}
 
 
 # Games
@@ -132,8 +163,8 @@ def games_of(reference, name, seed=1, seeding=0, num_envs=2):
 
 
 def limit_games(monkeypatch, frames):
-    limited = partial(ppo_atari.make_games, max_num_frames_per_episode=frames)
-    monkeypatch.setattr(ppo_atari, "make_games", limited)
+    limited = partial(ppo_atari.make_env, max_num_frames_per_episode=frames)
+    monkeypatch.setattr(ppo_atari, "make_env", limited)
 
 
 class Player:
@@ -150,13 +181,13 @@ class Player:
         actions = np.where(self.rng.random(self.N) < 0.5, 1, any_action)
         for games in self.envs.halves:
             games.send(actions[games.ids])
-        (rewards,), (dones,), cuts = self.envs.outcomes()
-        assert all(t == 0 for t, _, _ in cuts)
-        return actions, rewards, dones, {n: final_obs for _, n, final_obs in cuts}
+        steps = SimpleNamespace(**self.envs.pop_steps())
+        (rewards,), (dones,) = steps.rewards.numpy(), steps.dones.numpy()
+        assert all(t == 0 for t, _, _ in steps.truncations)
+        return actions, rewards, dones, {n: obs.numpy() for _, n, obs in steps.truncations}
 
     def close(self):
-        for games in self.envs.halves:
-            games.envs.close()
+        self.envs.close()
 
     def follows(self, games, steps, again=None):
         """Asserts that Envs equals games in every transition. Returns how often what was seen.
@@ -209,8 +240,8 @@ def test_games_equal_a_scalar_reference(name):
 def test_games_equal_the_wrappers_of_gymnasium(name, monkeypatch):
     """The same, but for no-ops and FIRE, which those do not have in this form."""
     pytest.importorskip("cv2")
-    plain = partial(ppo_atari.make_games, noop_max=0, use_fire_reset=False)
-    monkeypatch.setattr(ppo_atari, "make_games", plain)
+    plain = partial(ppo_atari.make_env, noop_max=0, use_fire_reset=False)
+    monkeypatch.setattr(ppo_atari, "make_env", plain)
     assert_plays_as(Wrapped, name)
 
 
@@ -264,7 +295,7 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
         for x, y in zip((*broken.step(), broken.envs.obs()), (*whole.step(), whole.envs.obs())):
             np.testing.assert_array_equal(x, y)
     assert broken.episodes == whole.episodes
-    assert broken.envs.global_step == 1350 and broken.envs.restarted == 0
+    assert broken.envs.global_step == 1350 and broken.envs.num_restarts == 0
     states = [player.envs.state_dict()["halves"] for player in (broken, whole)]
     for ours, theirs in zip(*states):
         for key, x in theirs.items():
@@ -275,7 +306,7 @@ def test_games_saved_and_loaded_go_on_as_if_nothing_had_been(name, sticky, monke
         player.close()
 
 
-def test_a_game_that_does_not_repeat_itself_starts_anew(capsys):
+def test_a_game_that_does_not_repeat_itself_starts_anew(capfd):
     """It alone, as the game of a seed of its own, which a later checkpoint then repeats."""
     player = Player(env_id="breakout")
     for _ in range(200):
@@ -285,16 +316,16 @@ def test_a_game_that_does_not_repeat_itself_starts_anew(capsys):
     assert min(lengths) > 0
     state["halves"][1]["screens"][0] += 1
     player.envs.load_state_dict(state)
-    assert player.envs.restarted == 1
-    assert "game 1 does not repeat itself" in capsys.readouterr().out
+    assert player.envs.num_restarts == 1
+    assert "game 1 is not deterministic" in capfd.readouterr().out
     first, second = player.envs.halves
     assert first.lengths[0] == lengths[0] and first.seedings[0] == 0
-    assert second.lengths[0] == second.scores[0] == 0 and second.seedings[0] == 1
+    assert second.lengths[0] == second.returns[0] == 0 and second.seedings[0] == 1
     assert games_of(Emulator, "breakout", seeding=1)[1].shows(second.screens[0])
     for _ in range(20):
         player.step()
     player.envs.load_state_dict(player.envs.state_dict())
-    assert player.envs.restarted == 1 and second.lengths[0] == 20
+    assert player.envs.num_restarts == 1 and second.lengths[0] == 20
     player.close()
 
 
@@ -303,29 +334,27 @@ def test_a_game_cut_by_time_is_bootstrapped_from_its_last_screen(monkeypatch):
     limit_games(monkeypatch, 30)
     args = ppo_atari.Args(
         env_id="breakout", num_envs=2, num_steps=20, minibatch_size=40, total_timesteps=40,
-        learning_rate=0.0, network="a3c", init="torch", cuda=False,
+        learning_rate=1e-12, network="a3c", init="torch", cuda=False,
     )  # fmt: skip
     envs, given = ppo_atari.Envs(args, lambda *_: None), []
-    outcomes, gae = envs.outcomes, ppo_atari.gae
-    rewards, dones, cuts = None, None, None
+    gae, pop_steps, popped = ppo_atari.gae, envs.pop_steps, {}
 
-    def noted_outcomes():
-        nonlocal rewards, dones, cuts
-        rewards, dones, cuts = outcomes()
-        return rewards.copy(), dones, cuts
+    def noted_steps():
+        popped.update(pop_steps())
+        return popped | {"rewards": popped["rewards"].clone()}
 
-    envs.outcomes = noted_outcomes
+    envs.pop_steps = noted_steps
     monkeypatch.setattr(ppo_atari, "gae", lambda *x: given.append(x) or gae(*x))
-    agent = ppo_atari.train(args, envs, Notes())
-    assert [(t, n) for t, n, _ in cuts] == [(7, 0), (15, 0), (7, 1), (15, 1)]
-    assert np.argwhere(dones).tolist() == [[7, 0], [7, 1], [15, 0], [15, 1]]
-    for t, n, final_obs in cuts:
+    agent = ppo_atari.train(args, envs, FakeRun())
+    rewards, dones, truncations = popped["rewards"], popped["dones"], popped["truncations"]
+    assert [(t, n) for t, n, _ in truncations] == [(7, 0), (15, 0), (7, 1), (15, 1)]
+    assert dones.nonzero().tolist() == [[7, 0], [7, 1], [15, 0], [15, 1]]
+    for t, n, final_obs in truncations:
         with torch.no_grad():
-            rewards[t, n] += 0.99 * agent(torch.from_numpy(final_obs[None]))[1].item()
+            rewards[t, n] += 0.99 * agent(final_obs[None])[1].item()
     np.testing.assert_allclose(given[0][0], rewards, rtol=1e-5, atol=1e-6)
     assert np.count_nonzero(rewards) >= 4
-    for games in envs.halves:
-        games.envs.close()
+    envs.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SCHED_BATCH is Linux's")
@@ -334,7 +363,7 @@ def test_emulators_do_not_displace_the_network():
         return set(os.listdir("/proc/self/task"))
 
     before, policy = threads(), os.sched_getscheduler(0)
-    games = ppo_atari.make_games(ppo_atari.Args(env_id="breakout"), 4)
+    games = ppo_atari.make_env(ppo_atari.Args(env_id="breakout"), num_envs=4)
     games.reset()  # takes longer than the thread that began them takes to end
     assert {os.sched_getscheduler(int(i)) for i in threads() - before} == {os.SCHED_BATCH}
     assert os.sched_getscheduler(0) == policy
@@ -357,6 +386,57 @@ def test_unknown_games_are_refused_with_the_nearest(name, nearest):
     with pytest.raises(ppo_atari.Stop, match=f"{name}: no such Atari game.*{nearest}") as stop:
         ppo_atari.resolve(name)
     assert stop.value.code == 2 and ("nearest" in str(stop.value)) == bool(nearest)
+
+
+def test_games_that_need_two_players_are_refused_and_never_offered():
+    """All others can be made: those that ALE lists and cannot make end the process."""
+    unplayable = {"combat", "joust", "maze_craze", "warlords"}
+    for rom in roms.get_all_rom_ids():
+        if rom not in unplayable:
+            assert ppo_atari.resolve(rom) == rom
+    for name in (*unplayable, "Combat-v5", "MazeCraze", "jousts", "combaf", "mazecrazy", "warlord"):
+        with pytest.raises(ppo_atari.Stop, match="no such Atari game for one player") as stop:
+            ppo_atari.resolve(name)
+        _, _, offered = str(stop.value).partition("nearest: ")
+        assert not unplayable & set(offered.split(", "))
+
+
+def emulator_threads(before):
+    """Those begun since before; one that has ended may be listed for a moment."""
+    for _ in range(100):
+        if not (threads := set(os.listdir("/proc/self/task")) - before):
+            break
+        time.sleep(0.01)
+    return threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_emulators_end_with_what_made_them(monkeypatch, tmp_path):
+    """Envs that are closed, in the middle of a step too; a film that is stopped or fails."""
+    before = set(os.listdir("/proc/self/task"))
+    args = ppo_atari.Args(env_id="breakout", num_envs=2, minibatch_size=2, cuda=False)
+    envs = ppo_atari.Envs(args, print)
+    envs.run_halves(lambda games: games.send(np.zeros(1, np.int64)))
+    assert len(emulator_threads(before)) >= 3
+    envs.close()
+    assert not emulator_threads(before)
+    agent, film = ppo_atari.Agent(4, args), tmp_path / "videos/film.gif"
+    assert ppo_atari.play(args, agent, 1, film, stop=lambda: True) == 0.0
+    assert not film.exists() and not emulator_threads(before)
+    monkeypatch.setattr(ppo_atari.Image, "fromarray", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ppo_atari.play(args, agent, 1, film)
+    assert not emulator_threads(before)
+
+
+def test_a_game_that_fails_is_named():
+    player = Player(env_id="breakout")
+    first, _ = player.envs.halves
+    first.envs.recv = lambda: 1 / 0
+    with pytest.raises(ppo_atari.Stop, match="breakout failed in step: ZeroDivision") as stop:
+        player.step()
+    assert stop.value.code == 1
+    player.close()
 
 
 # Network and update
@@ -383,7 +463,7 @@ def screens(*shape):
 def test_agent_equals_a_reference(kind, size):
     """Closely in float32; bfloat16 makes a difference, but a small one."""
     torch.manual_seed(1)
-    agent, obs = ppo_atari.Agent(6, kind, "torch"), screens(5)
+    agent, obs = ppo_atari.Agent(6, ppo_atari.Args(network=kind, init="torch")), screens(5)
     with torch.no_grad():
         (pi, value), expected = agent(obs), network(agent.state_dict(), obs)
         rough = agent(obs, bf16=True)
@@ -395,7 +475,7 @@ def test_agent_equals_a_reference(kind, size):
     assert sum(p.numel() for p in agent.parameters()) == size
 
 
-class Tape:
+class FakeEnvs:
     """Games that show and pay the same whatever the actions; the time of some runs out."""
 
     num_actions = 3
@@ -420,6 +500,10 @@ class Tape:
         screens, *_ = self.step(len((games or self.halves[0]).actions))
         return screens[games.ids] if games else screens
 
+    def run_halves(self, function):
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(function, self.halves))
+
     def send(self, games, actions):
         games.actions.append(actions.copy())
 
@@ -431,16 +515,17 @@ class Tape:
             self.steps.append((screens, np.concatenate(actions), *outcome))
         return self.steps
 
-    def outcomes(self):
+    def pop_steps(self):
         _, _, rewards, dones, truncated, final_obs = zip(*self.played[self.told :])
         self.told = len(self.played)
-        cuts = [(t, n, final_obs[t][n]) for t, n in np.argwhere(truncated)]
-        return np.array(rewards), np.array(dones), cuts
+        truncations = [(t, n, torch.tensor(final_obs[t][n])) for t, n in np.argwhere(truncated)]
+        steps = dict(rewards=torch.tensor(np.array(rewards)), dones=torch.tensor(np.array(dones)))
+        return steps | dict(truncations=truncations)
 
 
 def reference(args, w):
-    """Algorithm 1 on Tape from weights w, once more and in float64."""
-    tape, rows, norms = Tape(args.num_envs), [], []
+    """Algorithm 1 on FakeEnvs from weights w, once more and in float64."""
+    envs, rows, norms = FakeEnvs(args.num_envs), [], []
     w = {name: x.clone().requires_grad_() for name, x in w.items()}
     first, second = ({name: torch.zeros_like(x) for name, x in w.items()} for _ in range(2))
     T, N = args.num_steps, args.num_envs
@@ -452,18 +537,18 @@ def reference(args, w):
         logp, values, rewards, dones = [], [], [], []
         with torch.no_grad():
             for t in range(T):
-                logits, value = network(w, tape.obs())
+                logits, value = network(w, envs.obs())
                 actions = (logits.numpy() + noise[t]).argmax(-1)
-                for games in tape.halves:
+                for games in envs.halves:
                     games.send(actions[games.ids])
-                *_, reward, done, truncated, final_obs = tape.played[-1]
+                *_, reward, done, truncated, final_obs = envs.played[-1]
                 cut_value = args.gamma * truncated * network(w, final_obs)[1].numpy()
                 dones.append(done)
                 rewards.append(reward + args.bootstrap_truncated * cut_value)
                 logp.append(logits)
                 values.append(value.numpy())
-            last_value = network(w, tape.obs())[1].numpy()
-        obs, actions = (np.concatenate(x) for x in list(zip(*tape.played[-T:]))[:2])
+            last_value = network(w, envs.obs())[1].numpy()
+        obs, actions = (np.concatenate(x) for x in list(zip(*envs.played[-T:]))[:2])
         old_logp = torch.cat(logp)[range(T * N), actions]
         rollout = np.array(rewards), np.array(values), np.array(dones), last_value
         adv, values = eq11(*rollout, args.gamma, args.gae_lambda).ravel(), np.ravel(values)
@@ -506,7 +591,7 @@ def reference(args, w):
                     w[name].data += step_size * mean / (std + args.adam_eps)
         row = dict(zip(ppo_atari.METRICS, np.mean(metrics, 0)), learning_rate=step_size)
         rows.append(row | dict(explained_variance=1 - (targets - values).var() / targets.var()))
-    return tape, rows, w, norms
+    return envs, rows, w, norms
 
 
 @pytest.mark.parametrize(
@@ -524,16 +609,16 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
     """Actions, metrics and weights of 3 epochs of 4 minibatches, all annealed, in float64."""
     size = dict(num_envs=2, num_steps=8, minibatch_size=4, total_timesteps=32)
     args = ppo_atari.Args(**size, seed=3, learning_rate=1e-3, cuda=False, **flags)
-    notes, tape = Notes(), Tape(2)
+    notes, envs = FakeRun(), FakeEnvs(2)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     try:
-        agent = ppo_atari.train(args, tape, notes)
+        agent = ppo_atari.train(args, envs, notes)
     finally:
         torch.set_default_dtype(torch.float32)
 
-    expected_tape, expected_rows, weights, norms = reference(args, notes.weights)
-    for step, expected in zip(tape.played, expected_tape.played):
+    expected_envs, expected_rows, weights, norms = reference(args, notes.weights)
+    for step, expected in zip(envs.played, expected_envs.played):
         for x, y in zip(step, expected):
             np.testing.assert_array_equal(x, y)
     for row, expected in zip(notes.rows, expected_rows):
@@ -549,12 +634,12 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
 def test_gpu_equals_the_same_implementation():
     """Graphs, in float32: a layer moves to a hundredth as in float64; TF32 is a tenth off."""
     size = dict(num_envs=4, num_steps=8, minibatch_size=16, total_timesteps=32, update_epochs=1)
-    args, notes, tape = ppo_atari.Args(**size, seed=3), Notes(), Tape(4)
+    args, notes, envs = ppo_atari.Args(**size, seed=3), FakeRun(), FakeEnvs(4)
     torch.backends.cudnn.allow_tf32 = False
-    agent = ppo_atari.train(args, tape, notes)
+    agent = ppo_atari.train(args, envs, notes)
     begin = {name: x.cpu().double() for name, x in notes.weights.items()}
-    expected_tape, expected_rows, weights, _ = reference(args, begin)
-    for step, expected in zip(tape.played, expected_tape.played):
+    expected_envs, expected_rows, weights, _ = reference(args, begin)
+    for step, expected in zip(envs.played, expected_envs.played):
         for x, y in zip(step, expected):
             np.testing.assert_array_equal(x, y)
     assert notes.rows[0] == pytest.approx(expected_rows[0], rel=1e-4, abs=1e-6)
@@ -565,10 +650,10 @@ def test_gpu_equals_the_same_implementation():
 
 def test_bfloat16_changes_an_update_but_little_and_a_rollout_not_at_all():
     size = dict(num_envs=4, num_steps=16, minibatch_size=16, total_timesteps=64, update_epochs=1)
-    plain, rough = Rollouts(), Rollouts()
+    plain, rough = FakeRun(), FakeRun()
     for notes, bf16 in ((plain, False), (rough, True)):
         args = ppo_atari.Args(**size, bf16=bf16, cuda=False)
-        agent = ppo_atari.train(args, Tape(4), notes)
+        agent = ppo_atari.train(args, FakeEnvs(4), notes)
         assert {p.dtype for p in agent.parameters()} == {torch.float32}
     for x, y in zip(*(notes.policies[0].values() for notes in (plain, rough)), strict=True):
         assert torch.equal(x, y)
@@ -576,31 +661,16 @@ def test_bfloat16_changes_an_update_but_little_and_a_rollout_not_at_all():
     assert rough.rows[0] == pytest.approx(plain.rows[0], rel=0.1, abs=1e-4)
 
 
-class Rollouts(Notes):
-    """Keeps logits [T, N, A] and values [T, N] of each iteration, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.policies = []
-
-    def check(self, iteration, **tensors):
-        if "logits" in tensors:
-            self.policies.append({name: x.clone() for name, x in tensors.items()})
-
-
 @pytest.mark.parametrize("processor, expected", [("AVX2", "slower with it"), ("AVX512", "")])
-def test_bfloat16_says_where_it_is_slow(processor, expected, monkeypatch, capsys):
+def test_bfloat16_says_where_it_is_slow(processor, expected, monkeypatch, capfd):
     def stop(*_):
         raise ppo_atari.Stop(2, "far enough")
 
-    run = SimpleNamespace(summary={}, episode=None, start=lambda: None)
-    monkeypatch.setattr(ppo_atari, "Run", lambda _: run)
-    monkeypatch.setattr(ppo_atari, "Envs", lambda *_: None)
-    monkeypatch.setattr(ppo_atari, "train", stop)
+    monkeypatch.setattr(ppo_atari, "Run", stop)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
     monkeypatch.setattr(sys, "argv", ["ppo_atari.py", "--bf16", "--no-cuda"])
-    assert ppo_atari.main() == 2
-    assert expected in (said := capsys.readouterr().out) and bool(said) == bool(expected)
+    assert ppo_atari.main(ppo_atari.train, ppo_atari.Args, ppo_atari.__file__) == 2
+    assert expected in (said := capfd.readouterr().out) and bool(said) == bool(expected)
 
 
 class Graph:
@@ -640,7 +710,8 @@ def test_graphs_are_captured_once_for_each_size(monkeypatch):
             graph.noted = function, (x, y), result
         return result
 
-    args = SimpleNamespace(compile=True, device=SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(ppo_atari, "device_of", lambda _: SimpleNamespace(type="cuda"))
+    args = ppo_atari.Args()
     before, step = weight.item(), ppo_atari.graphed(function, learner, args)
     results, sums = [], []
     for calls, size in enumerate((2, 3, 2), 1):
@@ -650,6 +721,8 @@ def test_graphs_are_captured_once_for_each_size(monkeypatch):
     for result, expected in zip(results, sums):
         torch.testing.assert_close(result, expected)
     assert len(graphs) == 2
+    assert ppo_atari.graphed(function, learner, ppo_atari.Args(compile=False)) is function
+    monkeypatch.undo()
     assert ppo_atari.graphed(function, learner, ppo_atari.Args(cuda=False)) is function
 
 
@@ -667,10 +740,10 @@ def test_actions_are_independent_samples_of_pi(monkeypatch):
             return torch.distributions.Categorical(logits=self.logits + zero[:, None]), zero
 
     monkeypatch.setattr(ppo_atari, "Agent", Constant)
-    flags = dict(learning_rate=0.0, update_epochs=1, minibatch_size=1000, total_timesteps=8000)
-    args, tape = ppo_atari.Args(num_envs=20, num_steps=50, cuda=False, **flags), Tape(20)
-    ppo_atari.train(args, tape, Notes())
-    actions = np.array([step[1] for step in tape.played])
+    flags = dict(learning_rate=1e-12, update_epochs=1, minibatch_size=1000, total_timesteps=8000)
+    args, envs = ppo_atari.Args(num_envs=20, num_steps=50, cuda=False, **flags), FakeEnvs(20)
+    ppo_atari.train(args, envs, FakeRun())
+    actions = np.array([step[1] for step in envs.played])
     for first, second in ((actions[:, ::2], actions[:, 1::2]), (actions[::2], actions[1::2])):
         count = np.bincount((3 * first + second).ravel(), minlength=9)
         expected = 4000 * np.outer(p, p).ravel()
@@ -722,27 +795,49 @@ def test_killed_run_ends_with_the_same_bytes(whole, device, tmp_path):
         assert iterations <= len(rows(metrics)) < 10
     program = Program(ppo_atari, cwd, *ARGV, device)
     assert program.wait() == 0, program.err
-    assert "goes on after iteration" in program.out and "not bit for bit" not in program.out
+    assert "goes on after iteration" in program.out and "warning" not in program.out
     assert results(cwd / "run") == results(whole)
 
 
-def test_film_is_the_game_in_colour(whole, device, tmp_path, monkeypatch, capsys):
+def test_film_is_the_game_in_colour(whole, tmp_path, monkeypatch, capfd):
     """--eval with --capture-video: ten games as people see them, cut short here."""
     limit_games(monkeypatch, 60)
     run = shutil.copytree(whole, tmp_path / "run")
-    argv = ["--eval", str(run), "--capture-video", device]
-    assert ppo_atari.evaluate(ppo_atari.parse(argv)) == 0
-    out = capsys.readouterr().out
+    argv = ["--eval", str(run), "--capture-video"]
+    args = ppo_atari.parse(argv, ppo_atari.Args, ppo_atari.__file__, "")
+    assert ppo_atari.evaluate(args, ppo_atari.Agent) == 0
+    out = capfd.readouterr().out
     films = sorted(run.glob("videos/*.gif"), key=lambda path: int(path.stem.split("-")[-1]))
-    assert len(films) == 10 and all(str(film) in out for film in films) and "mean" in out
+    assert len(films) == 10 and all(str(film) in out for film in films)
+    assert re.search(r"mean [\d.]+ \(95% -?[\d.]+ to [\d.]+\)", out)
     for i, film in enumerate(films[:3]):
-        seed = int(np.random.SeedSequence(1000 + i).generate_state(1)[0]) >> 1
-        gif, game = Image.open(film), Emulator("breakout", seed)
+        gif, (game,) = Image.open(film), games_of(Emulator, "breakout", 1000 + i, num_envs=1)
         frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
         np.testing.assert_array_equal(frames[0], game.ale.getScreenRGB())
-        assert len(frames) > 10 and np.ptp(frames[-1].astype(int), axis=-1).max() > 100
+        assert len(frames) > 5 and np.ptp(frames[-1].astype(int), axis=-1).max() > 100
         shown = sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif))
-        assert abs(shown - 1000 * 16 / 15) <= 10  # 16 of 15 a second
+        assert abs(shown - 1000 * 16 / 15) <= 10  # 16 steps, 15 a second
+
+
+def test_a_film_ends_before_a_long_game_and_costs_seconds(tmp_path):
+    """500 frames, every second step; the return is of the whole game."""
+    args = ppo_atari.Args(env_id="freeway", network="a3c", cuda=False)
+    agent, films = ppo_atari.Agent(3, args), (tmp_path / "videos/film.gif", None)
+    filmed, plain = (ppo_atari.play(args, agent, 3, film) for film in films)
+    assert filmed == plain
+    durations = [x.info["duration"] for x in ImageSequence.Iterator(Image.open(films[0]))]
+    assert 250 < len(durations) <= 500 and abs(sum(durations) - 500 / 7.5 * 1000) <= 10
+
+
+def test_ctrl_c_ends_a_film_and_then_the_run(tmp_path):
+    """In the first film of a run, after which a checkpoint is written as everywhere."""
+    cwd = tmp_path / "cwd"
+    argv = [*ARGV, "--no-cuda", "--capture-video", "--env-id", "pong"]
+    program = Program(ppo_atari, cwd, *argv)
+    program.until(lambda: (cwd / "run/metrics.csv").exists() and rows(cwd / "run/metrics.csv"))
+    assert program.wait(signal.SIGINT) == 130, program.err
+    assert json.loads((cwd / "run/summary.json").read_text())["status"] == "interrupted"
+    assert (cwd / "run/checkpoint.pt").exists() and not list(cwd.glob("run/videos/*"))
 
 
 @pytest.mark.parametrize(
@@ -761,6 +856,10 @@ def test_eval_refuses_a_game_that_is_not_the_agents(env_id, word, whole, tmp_pat
     [
         ("--env-id Brekout", "--env-id Brekout nearest breakout"),
         ("--env-id Hopper-v4", "--env-id Hopper-v4 no such Atari game"),
+        ("--env-id combat", "--env-id combat no such Atari game for one player"),
+        ("--clip-coef 0", "--clip-coef 0.0 must be"),
+        ("--num-envs 1.5", "--num-envs 1.5 must be an int"),
+        ("--repeat-action-probability 1.1", "--repeat-action-probability 1.1 must be"),
         ("--minibatch-size 100", "--minibatch-size 100 8 * 128"),
         ("--total-timesteps 1e3", "--total-timesteps 1000 8 * 128"),
         ("--eval nowhere", "--eval nowhere not a finished run"),

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BASE = "ppo_continuous"
-SHARED_WITH_ATARI = ["surrogate", "gae"]
+SHARED_WITH_ATARI = """Int Args surrogate gae Adam generator Stop show Run evaluate lock sources
+check_numbers parse main""".split()
 
 
 def source(script):
