@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MUJOCO_SCRIPTS, FakeRun, minibatch_of, update
+from conftest import MUJOCO_SCRIPTS, FakeRun
 from test_gae import eq11
 
 O, A, T, N = 3, 2, 16, 3
