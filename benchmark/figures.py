@@ -55,39 +55,37 @@ def figure_1(clip_coef=0.2):
 
 
 class FirstUpdate:
-    """Stands in for the script's Run; keeps the agent and the batch of the first update."""
+    """Stands in for the script's Run and, once called, for its estimate(): keeps what they see."""
+
+    def __call__(self, args, agent, return_moments, batch):
+        """The batch: obs [T*N, O], actions [T*N, A], old_logprob [T*N], advantages [T*N]."""
+        estimates = self.estimate(args, agent, return_moments, batch)
+        _, old_logprob, _, advantages, _ = estimates
+        columns = batch.obs, batch.actions, old_logprob, advantages
+        self.batch = [x.flatten(0, 1) for x in columns]
+        return estimates
 
     def resume(self, agent, **_):
-        self.agent, self.old = agent, {k: x.clone() for k, x in agent.state_dict().items()}
+        self.old = {k: x.clone() for k, x in agent.state_dict().items()}
         return 0
-
-    def compiled(self, function, *fixed):
-        def step(rows, learning_rate, clip_coef, *batch):
-            self.batch = [torch.from_numpy(x) for x in batch]
-            minibatch = [x[rows] for x in self.batch]
-            return function(*fixed, *map(torch.tensor, (learning_rate, clip_coef)), *minibatch)
-
-        return step
 
     def check(self, iteration, **_):
         pass
 
-    def log(self, iteration, **row):
-        self.kl = row["final_kl"]
+    def log(self, iteration, step, last, metrics):
+        self.kl = metrics["final_kl"]
 
 
 def first_update(args):
-    """Agent, its parameters before and after, the batch, and the KL that train() found after it.
-
-    The batch is obs [T*N, O], actions [T*N, A], old_logprob [T*N], advantages [T*N].
-    """
+    """Agent, its parameters before and after, the batch, and the KL that train() found after it."""
     note = FirstUpdate()
-    with mock.patch.object(ppo, "compiled", note.compiled):
+    note.estimate = ppo.estimate
+    with mock.patch.object(ppo, "estimate", note):
         agent = ppo.train(args, ppo.Envs(args, lambda *episode: None), note)
     new = {k: p.detach().clone() for k, p in agent.named_parameters()}
     agent.load_state_dict(note.old)  # with the statistics that the update saw
     old = {k: p.detach().clone() for k, p in agent.named_parameters()}
-    return agent, old, new, note.batch[:4], note.kl
+    return agent, old, new, note.batch, note.kl
 
 
 def along_the_line(agent, old, new, batch, clip_coef, points):

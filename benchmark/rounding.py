@@ -31,10 +31,10 @@ MEANS = "KL, float32", "KL, bfloat16", "clipped share, float32", "clipped share,
 
 
 class Kept:
-    """Stands in for Adam: keeps the gradients and leaves the weights as they are."""
+    """Stands in for Adam: leaves the weights as they are."""
 
-    def ascend(self, parameters, gradients, *_):
-        self.gradients = gradients
+    def step(self, learning_rate):
+        pass
 
 
 class Probe:
@@ -63,9 +63,10 @@ class Probe:
 
     def gradient(self, agent, args, clip_coef, minibatch):
         """The gradient by parameter, and METRICS by name."""
-        kept = Kept()
-        metrics = self.update(agent, kept, args, 0.0, clip_coef, *minibatch)
-        return kept.gradients, dict(zip(ppo_atari.METRICS, metrics.tolist()))
+        args = replace(args, max_grad_norm=None)  # its gradients are not cut in place
+        metrics = self.update(agent, Kept(), args, 0.0, clip_coef, *minibatch)
+        gradients = [p.grad.clone() for p in agent.parameters()]
+        return gradients, dict(zip(ppo_atari.METRICS, metrics.tolist()))
 
 
 def moments(g, h):
@@ -128,7 +129,7 @@ def main():
             print("rounding.py: not with --bf16, nor CUDA graphs: --no-compile", file=sys.stderr)
             return 2
         ppo_atari.update = Probe(ppo_atari.update)
-        return ppo_atari.main()
+        return ppo_atari.main(ppo_atari.train, ppo_atari.Args, ppo_atari.__file__)
     out = HERE / "results" / "bfloat16"
     found = [pd.read_csv(path) for path in [out / "rounding.csv"] if path.exists()]
     for path in sorted((HERE.parent / "runs" / "rounding").glob("*/*/rounding.csv")):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Notes, rows
-from test_atari import Tape
+from conftest import rows
+from test_atari import FakeEnvs, FakeRun
 
 import ppo_atari
 
@@ -32,12 +32,12 @@ def test_moments_are_means_over_minibatches_and_over_pairs_of_them():
 
 def test_a_probed_run_is_the_same_and_its_gradients_are_autograds(tmp_path, monkeypatch):
     args = ppo_atari.Args(**SIZE, cuda=False, run_dir=str(tmp_path))
-    plain = ppo_atari.train(args, Tape(4), Notes()).state_dict()
+    plain = ppo_atari.train(args, FakeEnvs(4), FakeRun()).state_dict()
     seen, compared = [], rounding.compared
     monkeypatch.setattr(rounding, "compared", lambda *x: seen.append(x[1]) or compared(*x))
     monkeypatch.setattr(ppo_atari, "update", rounding.Probe(ppo_atari.update))
     for _ in range(2):  # what is done again replaces its rows
-        probed = ppo_atari.train(args, Tape(4), Notes()).state_dict()
+        probed = ppo_atari.train(args, FakeEnvs(4), FakeRun()).state_dict()
         assert all(torch.equal(x, plain[name]) for name, x in probed.items())
         table = rows(tmp_path / "rounding.csv")
         assert [row["global_step"] for row in table] == 7 * ["0"] + 7 * ["64"]
