@@ -210,8 +210,11 @@ def test_skips_what_a_report_has(folder):
 
 @pytest.mark.parametrize(
     "name, runs",
-    [("mujoco", 7), ("table1", 77), ("strict", 28), ("noclip", 30), ("atari", 49), ("bf16", 8)],
-)
+    [
+        ("mujoco", 7), ("table1", 91), ("table1_2017", 91), ("no_clip", 30), ("atari", 49),
+        ("bfloat16", 8), ("ablation", 104), ("kl_constants", 49),
+    ],
+)  # fmt: skip
 def test_sweeps_list_their_runs(name, runs):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environ = os.environ | {"SEEDS": "2", "PATH": path}
@@ -223,10 +226,10 @@ def test_sweeps_list_their_runs(name, runs):
         _, _, setting, task, seed = command[-1].split("/")
         assert command[command.index("--env-id") + 1] == task
         assert command[command.index("--seed") + 1] == seed
-        if name == "bf16":
+        if name == "bfloat16":
             assert setting == ("bf16" if "--bf16" in command else "float32")
-        else:
-            assert setting[-1].isalpha() or setting.split("-")[-1] in command
+        elif setting[-1].isdigit():
+            assert setting.removesuffix("-clip").split("-")[-1] in command or "1e-8" in command
 
 
 @pytest.fixture

@@ -454,7 +454,7 @@ def test_full_disk_at_the_start_ends_with_1(finished, tmp_path):
 def test_vanished_directory_ends_the_run_with_1(tmp_path):
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
     program = started(Program(ppo_continuous, cwd, *TOY, "--checkpoint-every", 1), run)
-    shutil.rmtree(run)
+    run.rename(cwd / "elsewhere")
     assert program.wait() == 1
     assert program.err.count("\n") == 1 and "Traceback" not in program.err
 

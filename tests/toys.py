@@ -423,12 +423,12 @@ class Talks(Toy):
 
 
 class SlowStart(Toy):
-    """Its reset() takes a second while there is a file named slow, and leaves a file slowly."""
+    """Its reset() waits while there is a file named slow, and leaves a file slowly."""
 
     def reset(self, **kwargs):
-        if Path("slow").exists():
+        while Path("slow").exists():
             Path("slowly").touch()
-            time.sleep(1)
+            time.sleep(0.05)
         return super().reset(**kwargs)
 
 
