@@ -271,7 +271,8 @@ COPIES = {  # what is changed in a copy: the exit code, and words of the line th
     ),
     "counter": (
         ADAM,
-        f"    args.calls = getattr(args, 'calls', 0) + 1\n{ADAM}".replace("rate)", "rate / args.calls)"),
+        "    args.calls = getattr(args, 'calls', 0) + 1\n"
+        "    adam.step(learning_rate / args.calls)\n",
         1, "update() differs in",
     ),
     "another distribution": (
