@@ -1,50 +1,46 @@
 # /// script
 # requires-python = ">=3.10,<3.14"
-# dependencies = [
-#   "torch==2.13.0",
-#   "gymnasium[mujoco]==1.4.0",
-#   "mujoco==3.3.0",
-#   "ale-py==0.12.1",
-#   "numpy>=2",
-#   "tyro>=1.0.17",
-#   "wandb>=0.31",
-# ]
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==3.3.0", "numpy>=2",
+#   "tyro>=1.0.17", "wandb>=0.31"]
 # ///
 """PPO with the clipped surrogate objective, for continuous actions.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347.
+
+    python ppo_continuous.py --env-id Hopper --run-dir runs/hopper    train; again: resume
+    python ppo_continuous.py --eval runs/hopper                       play ten episodes
+    python ppo_continuous.py --help                                   explain every flag
+
 Algorithm 1, in this file's names. Each iteration
-    runs the policy in num_envs environments for num_steps steps   train(), "Rollout"
-    estimates advantages, eqs. 11 and 12                           gae()
-    takes update_epochs passes over minibatches, eqs. 7 and 9      surrogate(), update(), "Update"
+    runs the policy in num_envs environments for num_steps steps   rollout()
+    estimates advantages, eqs. 11 and 12                           estimate(), gae()
+    takes update_epochs passes over minibatches, eqs. 7 and 9      update(), surrogate()
 
-The defaults are those of Table 3. Not in the paper, marked (+) where it happens, each with its
-flag: --norm-obs, --norm-reward, --norm-adv, --bootstrap-truncated, --anneal-lr, --init, --adam-eps,
---max-grad-norm, --clip-vloss, --clip-actions, --target-kl, --anneal-clip-coef.
-
+The defaults are those of Table 3. (+) marks what is not in the paper; each has its flag.
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
 """
 
-import fcntl
-import io
 import json
 import math
 import os
 import platform
+import random
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
+import traceback
 import warnings
-from collections import deque
 from contextlib import redirect_stderr, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO, StringIO
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's matrices here are small
@@ -56,60 +52,26 @@ import tyro
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+Int = int | float  # what may be typed as 1e6; check_numbers() makes it an int
 
 
-@dataclass(frozen=True)
-class Task:
+@dataclass
+class Common:
+    """Of every algorithm; (+) is not in the paper"""
+
     env_id: str = "Hopper"  # Hopper means Hopper-v4; some_module:TheirEnv-v0 works too
-    total_timesteps: int = 1_000_000  # environment steps, rounded down to whole iterations
-    seed: int = 1
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Table 3 of the paper"""
-
-    num_envs: int = 1  # N, actors
-    num_steps: int = 2048  # T, horizon of one rollout
-    learning_rate: float = 3e-4  # Adam's step size
-    update_epochs: int = 10  # K, passes over the rollout
-    minibatch_size: int = 64  # M
-    gamma: float = 0.99  # discount
-    gae_lambda: float = 0.95  # lambda of eq. 11
-    clip_coef: float = 0.2  # epsilon of eq. 7
-    clip_log_ratio: bool = False  # clip log r to +- epsilon instead (the paper: no better)
-    vf_coef: float = 1.0  # c1 of eq. 9
-    ent_coef: float = 0.0  # c2 of eq. 9
-
-
-@dataclass(frozen=True)
-class Extra:
-    """(+) Not in the paper"""
-
-    norm_obs: bool = True  # standardise observations by running moments, clip them to +-5
-    norm_reward: bool = True  # divide rewards by the running std of the discounted return
-    norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # standardise advantages over it
-    bootstrap_truncated: bool = True  # a time limit ends no task: V(s_T) stands for the rest
-    anneal_lr: bool = True  # decrease the step size linearly to 0
-    anneal_clip_coef: bool = False  # decrease epsilon likewise
-    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # kind of initial weights
-    adam_eps: float = 1e-5  # Adam's epsilon
-    max_grad_norm: float | None = None  # clip the norm of the gradient to it
-    clip_vloss: float | None = None  # clip the change of V in the value loss to +- it
-    clip_actions: bool = False  # clip actions to the action space before env.step
-    target_kl: float | None = None  # end the update after an epoch whose mean KL exceeds it
-
-
-@dataclass(frozen=True)
-class Running:
-    run_dir: str | None = None  # the same command continues or confirms the run that lives there
-    checkpoint_every: int = 25  # iterations, and at least once a minute
-    exp_name: str = Path(__file__).stem
-    compile: bool = True  # record the update and replay it, which takes a sixth of the time
-    cuda: bool = False  # update on the GPU, if any; networks this small are faster without
-    num_threads: int = 1  # CPU threads, 0 for all; two runs on a core each beat one on two
-    torch_deterministic: bool = True
+    total_timesteps: Int = 1_000_000  # environment steps, rounded down to whole iterations
+    seed: Int = 1
+    num_envs: Int = 1  # N, actors
+    norm_obs: bool = True  # (+) standardise observations by running moments, clip them to +-5
+    clip_actions: bool = False  # (+) clip actions to the action space before env.step
+    run_dir: str | None = None  # run directory; if it holds this run, resume it
+    checkpoint_every: Int = 25  # iterations
+    exp_name: str | None = None  # the script's name, if not given
+    compile: bool = True  # replay PyTorch's operations in numpy: 6 times as fast (no torch.compile)
+    num_threads: Int = 1  # CPU threads, 0 for all; 1 is best: run two seeds on two cores instead
     save_model: bool = True  # write agent.pt at the end
     capture_video: bool = False  # film an episode every tenth of the run, or those of --eval
     eval: str | None = None  # play ten episodes with the agent of this run directory
@@ -118,31 +80,51 @@ class Running:
     wandb_entity: str | None = None
 
 
-@dataclass(frozen=True)
-class Args(Running, Extra, Paper, Task):
+@dataclass
+class Advantages:
+    """Rollouts and advantages, section 5; (+) is not in the paper"""
+
+    num_steps: Int = 2048  # T, horizon of one rollout
+    gamma: float = 0.99  # discount
+    gae_lambda: float = 0.95  # lambda of eq. 11
+    norm_reward: bool = True  # (+) divide rewards by the running std of the discounted return
+    norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # (+) standardise advantages over it
+    bootstrap_truncated: bool = True  # (+) where a time limit cuts an episode, add gamma V(s_T)
+    init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # (+) kind of initial weights
+    init_log_std: float = 0.0  # (+) the policy's log standard deviation at the start
+
     @property
     def batch_size(self):
         return self.num_envs * self.num_steps
 
     @property
-    def obs_clip(self):
-        return 5.0 if self.norm_obs else math.inf
-
-    @property
-    def device(self):
-        return torch.device("cuda" if self.cuda and torch.cuda.is_available() else "cpu")
-
-    @property
     def num_iterations(self):
         return self.total_timesteps // self.batch_size
 
+
+@dataclass
+class Ppo:
+    """Table 3 of the paper; (+) is not in the paper"""
+
+    learning_rate: float = 3e-4  # Adam's step size
+    update_epochs: Int = 10  # K, passes over the rollout
+    minibatch_size: Int = 64  # M
+    clip_coef: float = 0.2  # epsilon of eq. 7
+    clip_log_ratio: bool = False  # clip log r to +- epsilon instead (the paper: no better)
+    vf_coef: float = 1.0  # c1 of eq. 9
+    ent_coef: float = 0.0  # c2 of eq. 9
+    anneal_lr: bool = True  # (+) decrease the step size linearly to 0
+    anneal_clip_coef: bool = False  # (+) decrease epsilon likewise
+    adam_eps: float = 1e-5  # (+) Adam's epsilon
+    max_grad_norm: float | None = None  # (+) clip the norm of the gradient to it
+    clip_vloss: float | None = None  # (+) clip the change of V in the value loss to +- it
+    target_kl: float | None = None  # (+) end the update after an epoch whose mean KL exceeds it
+
+
+@dataclass
+class Args(Ppo, Advantages, Common):
     def __post_init__(self):
-        for name, x in vars(self).items():
-            low = 1 if type(x) is int and name not in ("seed", "num_threads") else 0
-            shares = ("gamma", "gae_lambda", "clip_coef")
-            high = 1 if name in shares else 1024 if name == "num_threads" else 1e12
-            if type(x) in (int, float) and not low <= x <= high:
-                raise ValueError(f"--{name.replace('_', '-')} {x}: must be from {low} to {high:g}")
+        check_numbers(self)
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
         if M == 1 or N * T % M:
             raise ValueError(f"--minibatch-size {M}: must divide {N} * {T} and exceed 1")
@@ -159,61 +141,100 @@ def surrogate(ratio, advantage, clip_coef, clip_log_ratio=False):
 
 
 def gae(rewards, values, dones, last_value, gamma, gae_lambda):
-    """Advantages [T, N] from rewards, values, dones [T, N] and last_value [N], the value of s_T.
+    """Advantages [T, N] from tensors rewards, values, dones [T, N] and last_value [N], V(s_T).
 
     dones[t] says that the episode ended with step t: s_{t+1} belongs to the next one.
     """
-    next_values = np.concatenate([values[1:], last_value[None]])
+    next_values = torch.cat([values[1:], last_value[None]])
     deltas = rewards + gamma * (1 - dones) * next_values - values  # eq. 12
     decay = gamma * gae_lambda * (1 - dones)
-    advantages, advantage = np.zeros_like(rewards), np.zeros_like(last_value)
-    for t in reversed(range(len(rewards))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage  # eq. 11
-    return advantages
+    advantages, advantage = [], [0.0] * len(last_value)
+    for delta, c in zip(reversed(deltas.tolist()), reversed(decay.tolist())):  # floats are fastest
+        advantage = [delta[n] + c[n] * advantage[n] for n in range(len(delta))]  # eq. 11
+        advantages.append(advantage)
+    return deltas.new_tensor(advantages[::-1])
 
 
 class Agent(nn.Module):
     """Policy and value function, an MLP of 64 and 64 tanh units each, with their input filter."""
 
-    def __init__(self, obs_size, action_size, init, obs_clip):
+    def __init__(self, obs_size, action_size, args):
         super().__init__()
-        self.obs_moments, self.obs_clip = Moments(obs_size), obs_clip
-        self.actor = mlp(obs_size, action_size, init, last_gain=0.01)
-        self.critic = mlp(obs_size, 1, init, last_gain=1.0)
-        self.log_std = nn.Parameter(torch.zeros(action_size))
+        self.obs_moments = RunningMeanStd(obs_size)
+        self.obs_clip = 5.0 if args.norm_obs else math.inf
+        self.actor = mlp(obs_size, action_size, args.init, last_gain=0.01)
+        self.critic = mlp(obs_size, 1, args.init, last_gain=1.0)
+        self.log_std = nn.Parameter(torch.full((action_size,), args.init_log_std))
+
+    def features(self, obs):
+        """What both networks see of obs [..., O]: (+) standardised and clipped."""
+        x = (obs - self.obs_moments.mean) / self.obs_moments.std
+        return x.clamp(-self.obs_clip, self.obs_clip)
+
+    def policy(self, features):
+        """pi, a distribution over actions [..., A]."""
+        return Independent(Normal(self.actor(features), self.log_std.exp()), 1)
 
     def forward(self, obs):
-        """pi, a distribution over actions [..., A], and value [...], both from obs [..., O]."""
-        mean, std = self.obs_moments.mean_std()
-        x = ((obs - mean) / std).clamp(-self.obs_clip, self.obs_clip)  # (+)
-        pi = Independent(Normal(self.actor(x), self.log_std.exp()), 1)
-        return pi, self.critic(x).squeeze(-1)
+        """pi, and value [...], both from obs [..., O]."""
+        x = self.features(obs)
+        return self.policy(x), self.critic(x).squeeze(-1)
 
-    def numpy_policy(self):
-        """Mean [N, A] of numpy obs [N, O], [A] if N is 1, as a function, and std [A] of pi.
+    @torch.no_grad()
+    def act(self, obs, noise):
+        """Actions [N, A], a sample of pi, from obs [N, O] and standard normal noise [N, A]."""
+        normal = self.policy(self.features(obs)).base_dist
+        return normal.loc + normal.scale * noise
 
-        A call takes 4 us where forward() takes 55.
-        """
-        parameters = (*self.actor.parameters(), self.log_std.exp(), *self.obs_moments.mean_std())
-        w1, b1, w2, b2, w3, b3, std, obs_mean, obs_std = (
-            p.detach().cpu().numpy().T.copy() for p in parameters
-        )
-        low, high = np.full_like(obs_mean, -self.obs_clip), np.full_like(obs_mean, self.obs_clip)
 
-        def mean(obs):
-            x = obs[0] if len(obs) == 1 else obs  # a third faster than a matrix of one row
-            x = np.minimum(np.maximum((x - obs_mean) / obs_std, low), high)
-            return np.tanh(np.tanh(x.dot(w1) + b1).dot(w2) + b2).dot(w3) + b3
+def rollout(args, envs, act, rng):
+    """Runs pi_old, by act(obs, noise), for T steps in each of N environments.
 
-        return mean, std
+    Returns tensors obs [T, N, O], actions [T, N, A], rewards, returns (discounted sums of rewards
+    since the episode began), dones [T, N], next_obs [N, O], and a list of (t, n, final obs [O])
+    where a time limit cut an episode: truncations.
+    """
+    obs = zeros(args.num_steps, *envs.obs.shape)
+    actions = zeros(args.num_steps, args.num_envs, envs.action_size)
+    noise = rng.standard_normal(actions.shape, dtype=np.float32)
+    for t in range(args.num_steps):
+        obs[t] = envs.obs
+        actions[t] = act(envs.obs, noise[t])
+        envs.step(actions[t])
+    seen = dict(obs=obs, actions=actions, next_obs=envs.obs)
+    return SimpleNamespace(**{k: torch.from_numpy(x) for k, x in seen.items()}, **envs.pop_steps())
+
+
+@torch.no_grad()
+def estimate(args, agent, return_moments, batch):
+    """pi_old, log pi_old(a_t|s_t), values, advantages and value targets [T, N] of a rollout."""
+    old_pi, values = agent(batch.obs)
+    rewards = batch.rewards
+    if args.norm_reward:  # (+)
+        return_moments.update(batch.returns)
+        rewards = (rewards / return_moments.std).clamp(-10, 10)
+    if args.bootstrap_truncated and batch.truncations:  # (+)
+        t, n, final_obs = zip(*batch.truncations)
+        rewards[t, n] += args.gamma * agent(torch.stack(final_obs))[1]
+    last_value = agent(batch.next_obs)[1]
+    advantages = gae(rewards, values, batch.dones, last_value, args.gamma, args.gae_lambda)
+    value_targets = advantages + values
+    if args.norm_adv == "batch":
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
+    return old_pi, old_pi.log_prob(batch.actions), values, advantages, value_targets
 
 
 METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
 
 
-def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
-    """One step up eq. 9 on a minibatch of tensors [M, ...]. Returns METRICS as a tensor."""
-    obs, actions, old_logprob, advantage, value_target, old_value = minibatch
+def update(
+    agent, adam, args, learning_rate, clip_coef,
+    obs, actions, old_logprob, advantage, value_target, old_value,
+):  # fmt: skip
+    """One step up eq. 9 on a minibatch: obs [M, O], actions [M, A], the others [M].
+
+    Returns METRICS as a tensor.
+    """
     if args.norm_adv == "minibatch":
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)  # (+)
     pi, value = agent(obs)
@@ -226,156 +247,122 @@ def update(agent, adam, args, learning_rate, clip_coef, *minibatch):
         error = torch.max(error, (near - value_target).square())
     value_loss, entropy = error.mean(), pi.entropy().mean()
     objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
-    parameters = list(agent.parameters())
-    gradients = list(torch.autograd.grad(objective, parameters))
-    adam.ascend(parameters, gradients, learning_rate, args.max_grad_norm)
+    agent.zero_grad()
+    objective.backward()
+    if args.max_grad_norm is not None:  # (+)
+        nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
+    adam.step(learning_rate)
 
     kl = (ratio - 1 - log_ratio).mean()  # an estimate of KL[pi_old, pi]
     change = log_ratio if args.clip_log_ratio else ratio - 1
     clip_fraction = (change.abs() > clip_coef).float().mean()
-    return torch.stack([policy_objective, value_loss, entropy, kl, clip_fraction]).detach()
+    return torch.stack([policy_objective, value_loss, entropy, kl, clip_fraction])
 
 
 def train(args, envs, run):
-    """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints."""
-    T, N = args.num_steps, args.num_envs
-    device = args.device
+    """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints.
+
+    Raises Stop if the run diverges or cannot go on, SystemExit if a signal ends it.
+    """
+    N, M, O, A = args.num_envs, args.minibatch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
-    agent = Agent(envs.obs_size, envs.action_size, args.init, args.obs_clip).to(device)
+    agent = Agent(O, A, args)
     adam = Adam(agent.parameters(), args.adam_eps)
-    return_moments = Moments(min_std=1e-4)
+    return_moments = RunningMeanStd(min_std=1e-4)
+    act = Replay(args.compile, agent.act, envs.obs, zeros(N, A))
+    minibatch = zeros(M, O), zeros(M, A), *zeros(4, M)
+    step = Replay(args.compile, partial(update, agent, adam, args), 0.0, 0.0, *minibatch)
     start = run.resume(agent=agent, adam=adam, return_moments=return_moments, envs=envs)
-    step = compiled(update, agent, adam, args)
-
-    def zeros(*shape):  # numpy's view of torch's memory, whose alignment is always the same
-        return torch.zeros(T, N, *shape).numpy()
-
-    def tensor(array):
-        return torch.from_numpy(array).to(device)
-
-    obs, actions = zeros(envs.obs_size), zeros(envs.action_size)
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
-        rng = np.random.default_rng((args.seed, iteration))  # there is no state to be saved
-        policy_mean, policy_std = agent.numpy_policy()
-        noise = policy_std * rng.standard_normal(actions.shape, dtype=np.float32)
-        for t in range(T):
-            obs[t] = envs.obs
-            actions[t] = policy_mean(obs[t]) + noise[t]
-            envs.step(actions[t])
-        rewards, returns, dones, cuts = envs.outcomes()
-        run.check(iteration, obs=obs, actions=actions, rewards=rewards)
+        rng = generator(args.seed, iteration)
+        batch = rollout(args, envs, act, rng)
 
-        # Advantages: what no environment waits for is computed for the whole rollout at once
-        with torch.no_grad():
-            old_pi, values = agent(tensor(obs))
-            old_logprob = old_pi.log_prob(tensor(actions))
-            last_value = agent(tensor(envs.obs))[1].cpu().numpy()
-            if args.norm_reward:  # (+)
-                return_moments.update(torch.from_numpy(returns))
-                rewards = (rewards / return_moments.mean_std()[1].item()).clip(-10, 10)
-            if args.bootstrap_truncated and cuts:  # (+)
-                t, n, final_obs = zip(*cuts)
-                final_obs = torch.tensor(np.array(final_obs), device=device)
-                rewards[t, n] += args.gamma * agent(final_obs)[1].cpu().numpy()
-        v = values.cpu().numpy()
-        advantages = tensor(gae(rewards, v, dones, last_value, args.gamma, args.gae_lambda))
-        value_targets = advantages + values
-        if args.norm_adv == "batch":
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
+        # Advantages
+        estimates = estimate(args, agent, return_moments, batch)
+        old_pi, old_logprob, values, advantages, value_targets = estimates
+        run.check(iteration, **vars(batch), values=values, advantages=advantages)
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations
         learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)  # (+)
         clip_coef = args.clip_coef * (alpha if args.anneal_clip_coef else 1)  # (+)
-        rollout = tensor(obs), tensor(actions), old_logprob, advantages, value_targets, values
-        batch = [x.flatten(0, 1).cpu().numpy() for x in rollout]  # [T*N, ...]
+        columns = batch.obs, batch.actions, old_logprob, advantages, value_targets, values
+        columns = [x.flatten(0, 1).numpy() for x in columns]  # [T*N, ...]
         metrics = []
         for _ in range(args.update_epochs):
-            for rows in rng.permutation(args.batch_size).reshape(-1, args.minibatch_size):
-                metrics.append(step(rows, learning_rate, clip_coef, *batch))
-            if args.target_kl is not None:  # (+)
-                epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :])
-                if epoch.mean(0)[METRICS.index("kl")] > args.target_kl:
-                    break
+            rows = rng.permutation(args.batch_size).reshape(-1, M)
+            for minibatch in zip(*(x[rows] for x in columns)):
+                metrics.append(step(learning_rate, clip_coef, *minibatch).copy())
+            epoch = dict(zip(METRICS, np.mean(metrics[-len(rows) :], 0)))
+            if args.target_kl is not None and epoch["kl"] > args.target_kl:  # (+)
+                break
         with torch.no_grad():
-            final_kl = kl_divergence(old_pi, agent(tensor(obs))[0]).mean()  # d of section 4
-        if args.norm_obs:
-            agent.obs_moments.update(tensor(obs))  # (+) not earlier: ratios compare like with like
+            final_kl = kl_divergence(old_pi, agent(batch.obs)[0]).mean().item()  # d of section 4
+        if args.norm_obs:  # (+) after the update, so that pi and pi_old saw the same normalisation
+            agent.obs_moments.update(batch.obs)
 
-        metrics = dict(zip(METRICS, torch.stack(metrics).mean(0)))
-        run.check(iteration, **metrics, **dict(agent.named_parameters()))
-        run.log(
-            iteration,
-            **{name: x.item() for name, x in metrics.items()},
-            final_kl=final_kl.item(),
-            explained_variance=1 - ((value_targets - values).var() / value_targets.var()).item(),
-            learning_rate=learning_rate,
-        )
+        row = dict(zip(METRICS, np.mean(metrics, 0).tolist()), final_kl=final_kl)
+        unexplained = (value_targets - values).var() / value_targets.var()
+        row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
+        run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 
 
 # --------------------------------------------------------------------------------------------------
-# Below this line: Adam, initialisation, running moments; environments, records, command line.
+# Below this line: Adam, initialisation, running moments; environments, run directory, command line.
 
 
 class Adam(nn.Module):
-    """Kingma & Ba 2015, algorithm 1, by the kernel of torch.optim.Adam(fused=True)."""
+    """Kingma & Ba 2015, algorithm 1, uphill, by the kernel of torch.optim.Adam(fused=True).
+
+    torch.optim itself takes 1.6 s and 68 MiB to import.
+    """
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.eps = eps
-        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in parameters]
+        self.eps, self.ascending = eps, list(parameters)
+        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in self.ascending]
         self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(deepcopy(zeros))
         self.register_buffer("t", torch.zeros((), device=zeros[0].device))
 
     @torch.no_grad()
-    def ascend(self, parameters, gradients, learning_rate, max_grad_norm):
-        if max_grad_norm is not None:  # (+)
-            norm = torch.stack([g.norm() for g in gradients]).norm()
-            scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            gradients = [g * scale for g in gradients]
-        for i, (p, g) in enumerate(zip(parameters, gradients)):
-            if g.stride() != p.stride():  # the kernel goes through the memory of both in its order
-                gradients[i] = torch.empty_like(p).copy_(g)
+    def step(self, learning_rate):
+        """Moves the parameters along their gradients. learning_rate is a tensor []."""
         self.t += 1
+        gradients, steps = [p.grad for p in self.ascending], [self.t] * len(self.ascending)
         torch._fused_adam_(
-            parameters, gradients, [*self.means], [*self.squares], [], [self.t] * len(parameters),
+            self.ascending, gradients, [*self.means], [*self.squares], [], steps,
             lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,  # (+) eps
             weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
 
 
 def mlp(inputs, outputs, init, last_gain):
-    """Two hidden layers of 64 tanh units."""
-    return nn.Sequential(
-        initialized(nn.Linear(inputs, 64), init, 2**0.5), nn.Tanh(),
-        initialized(nn.Linear(64, 64), init, 2**0.5), nn.Tanh(),
-        initialized(nn.Linear(64, outputs), init, last_gain),
-    )  # fmt: skip
+    """Two hidden layers of 64 tanh units. (+) init is the kind of weights; the paper names none."""
+    layers = []
+    for n, m, gain in ((inputs, 64, 2**0.5), (64, 64, 2**0.5), (64, outputs, last_gain)):
+        layer = nn.Linear(n, m)
+        if init == "orthogonal":
+            nn.init.orthogonal_(layer.weight, gain)
+        if init == "normc":  # the weights into each unit have norm 1, or a smaller gain
+            weight = torch.randn_like(layer.weight)
+            layer.weight.data = weight * min(gain, 1) / weight.norm(dim=1, keepdim=True)
+        if init != "torch":
+            nn.init.zeros_(layer.bias)
+        layers += [layer, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
 
 
-def initialized(layer, init, gain):
-    """(+) The layer with initial weights of the given kind; the paper names none."""
-    if init == "orthogonal":
-        nn.init.orthogonal_(layer.weight, gain)
-    if init == "normc":  # the weights into each unit have norm 1, or a smaller gain
-        weight = torch.randn_like(layer.weight).flatten(1)
-        weight *= min(gain, 1) / weight.norm(dim=1, keepdim=True)
-        layer.weight.data = weight.view_as(layer.weight)
-    if init != "torch":
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Moments(nn.Module):
-    """(+) Running mean and variance of vectors [size], a batch at a time (Chan et al. 1979)."""
+class RunningMeanStd(nn.Module):
+    """(+) Running mean and std of vectors [size], a batch at a time (Chan et al. 1979)."""
 
     def __init__(self, *size, min_std=0.1):  # the floor of the 2017 code
         super().__init__()
         self.min_std = min_std
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("var", torch.ones(size))
+        self.register_buffer("std", torch.ones(size))  # at least min_std
         self.register_buffer("count", torch.zeros(()))
 
     def update(self, batch):
@@ -386,213 +373,71 @@ class Moments(nn.Module):
         weight, delta = added / self.count, mean - self.mean
         self.mean += weight * delta
         self.var += weight * (var - self.var + (1 - weight) * delta.square())
-
-    def mean_std(self):
-        return self.mean, self.var.sqrt().clamp(min=self.min_std)
+        self.std.copy_(self.var.sqrt().clamp(min=self.min_std))
 
 
-def compiled(function, agent, adam, args):
-    """function(agent, adam, args, *tensors) on minibatches, fast on small ones.
-
-    Returns step(rows, *batch), of scalars and arrays [size, ...], of which function gets rows [M].
-    Its first call records what function does, gradients included, and keeps the memory of every
-    result. Each later one repeats that on the same memory, mostly in numpy, whose calls cost a
-    third of torch's: on networks this small the calls are the work.
-    """
-    torch.distributions.Distribution.set_default_validate_args(False)  # slow, and waits for values
-    learner = nn.ModuleList([agent, adam])
-    recorded = None if args.compile and args.device.type == "cpu" else ()
-
-    def record(places):
-        before = deepcopy(learner.state_dict())
-        try:
-            with Recorder([*learner.state_dict().values(), *places]) as recorder:
-                result = function(agent, adam, args, *places)
-            return [x.numpy() for x in places], recorder.calls, result
-        except Unrecordable as error:
-            show(f"the update is not compiled and takes six times as long: {error}")
-            return ()
-        finally:
-            learner.load_state_dict(before)
-
-    def tensors(rows, batch):
-        some = [x if isinstance(x, float) else x[rows] for x in batch]
-        return [torch.tensor(x, device=args.device) for x in some]
-
-    def step(rows, *batch):
-        nonlocal recorded
-        if recorded is None:
-            recorded = record(tensors(rows, batch))
-        if not recorded:
-            return function(agent, adam, args, *tensors(rows, batch))
-        places, calls, result = recorded
-        for place, x in zip(places, batch):
-            if isinstance(x, float):
-                place.fill(x)
-            else:
-                x.take(rows, 0, place, "clip")  # the other modes go through one more array
-        with np.errstate(all="ignore"):
-            for operation, arguments in calls:
-                operation(*arguments)
-        return result.clone()
-
-    return step
+def zeros(*shape):
+    """A numpy array in torch's memory, which is 64-byte aligned, so that sums round alike."""
+    return torch.zeros(shape).numpy()
 
 
-def memory(nested):
-    """Where the tensors in a nested structure lie, views where their originals do."""
-    return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
-
-
-class Unrecordable(Exception):
-    """What an update does cannot be repeated on other numbers."""
-
-
-class Recorder(TorchDispatchMode):
-    """Notes the calls (operation, arguments) that fill anew what is computed from inputs."""
-
-    _should_skip_dynamo = classmethod(lambda cls: False)  # importing that takes 1 s and 70 MiB
-
-    def __init__(self, inputs):
-        super().__init__()
-        self.calls, self.kept, self.varying = [], [], memory(inputs)
-
-    def __torch_dispatch__(self, target, types, args=(), kwargs=None):
-        kwargs, tags, Tag = kwargs or {}, target.tags, torch.Tag
-        if Tag.data_dependent_output in tags or Tag.dynamic_output_shape in tags:
-            raise Unrecordable(f"{target} makes what follows depend on the values of a tensor")
-        changes = target._schema.is_mutable
-        for x in tree_leaves(args[0]) if changes else ():
-            if not memory(x) <= self.varying:  # so far it was a constant
-                self.calls.insert(0, (x.detach().copy_, [x.clone()]))
-        result = target(*args, **kwargs)
-        if target._schema.name == "aten::expand":
-            result = result.contiguous()  # numpy is slow where a stride is 0
-        self.kept.append(result)  # or its memory would be used again
-        varies = Tag.nondeterministic_seeded in tags or memory((args, kwargs)) & self.varying
-        alike = target._schema.name in ("aten::ones_like", "aten::zeros_like")
-        if changes or varies and not alike and not memory(result) <= memory(args):  # that is a view
-            self.calls += replay(target, args, kwargs, result)
-            self.varying |= memory(result)
-        return result
-
-
-def replay(target, args, kwargs, result):
-    """Calls (operation, arguments) that fill result again as target(*args, **kwargs) did."""
-    name, rest = target._schema.name.removeprefix("aten::"), target._schema.arguments[len(args) :]
-    args = *args, *(x.default_value for x in rest if not x.kwarg_only)
-    args, kwargs, result = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs, result))
-    tensors = [x for x in tree_leaves((args, result)) if torch.is_tensor(x)]
-    if {x.dtype for x in tensors} <= {torch.float32, torch.bool} and kwargs.keys() <= {"dtype"}:
-        arrays = tree_map_only(torch.Tensor, torch.Tensor.numpy, (*args, result))
-        if calls := in_numpy(name.rstrip("_"), *arrays):
-            return [(operation, arguments) for operation, *arguments in calls]
-    if target._schema.is_mutable:
-        return [(partial(getattr(torch, name, target), **kwargs), args)]
-
-    def refill():
-        for x, new in zip(tree_leaves(result), tree_leaves(target(*args, **kwargs))):
-            x.copy_(new)
-
-    return [(refill, ())]
-
-
-dot = np.ndarray.dot  # a tenth of a microsecond faster than np.dot
-NUMPY = {  # where one call is the same as one of torch
-    "abs": np.abs, "add": np.add, "div": np.divide, "exp": np.exp, "log": np.log, "mm": dot,
-    "mul": np.multiply, "neg": np.negative, "sqrt": np.sqrt, "sub": np.subtract, "tanh": np.tanh,
-    "eq": np.equal, "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less,
-    "logical_and": np.logical_and,
-}  # fmt: skip
-
-
-def in_numpy(name, *args):
-    """[(operation, *arguments)] that do what torch's operation of that name does, or None."""
-
-    def array(x):
-        return np.array(x, np.float32) if isinstance(x, float | int) else x
-
-    match name, *args:
-        case [same, *_] if same in NUMPY:
-            return [(NUMPY[name], *map(array, args))]
-        case ["_to_copy", x, out]:
-            return [(np.copyto, out, x)]
-        case ["addmm", b, x, w, out]:
-            return [(dot, x, w, out), (np.add, out, b, out)]
-        case ["clamp", x, low, high, out]:
-            return [(x.clip, array(low), array(high), out)]
-        case ["expand", x, _, out]:
-            return [(np.copyto, out, x)]
-        case ["linalg_vector_norm", x, 2, None, False, out] if x.flags.c_contiguous:
-            return [(dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out)]
-        case ["masked_fill", x, mask, y, out]:
-            return [(np.copyto, out, x), (np.copyto, out, array(y), "same_kind", mask)]
-        case ["maximum" | "minimum", x, y, out]:
-            return [(partial(getattr(np, name), out=out), x, y)]
-        case ["mean", x, out]:
-            total = np.empty_like(out)  # 0-d operations in place are slow
-            return [(np.add.reduce, x, None, None, total), (np.divide, total, array(x.size), out)]
-        case ["pow", x, int() | float() as y, out] if y in (1, 2):
-            return [(np.square if y == 2 else np.positive, x, out)]
-        case ["rsub", x, y, 1, out]:
-            return [(np.subtract, array(y), x, out)]
-        case ["stack", xs, 0, out]:
-            return [(np.copyto, place, x) for place, x in zip(np.split(out, len(xs)), xs)]
-        case ["sum", x, [0 | -1 as axis], _, out] if x.ndim == 2:  # faster than np.add.reduce
-            ones = np.ones(x.shape[axis], np.float32)
-            return [(dot, *((x, ones) if axis else (ones, x)), out.reshape(-1))]
-        case ["sum", x, [*axes], keep, out]:
-            return [(np.add.reduce, x, tuple(axes), None, out, keep)]
-        case ["tanh_backward", g, y, out]:
-            rest = (np.subtract, array(1), out, out), (np.multiply, g, out, out)
-            return [(np.square, y, out), *rest]
-        case ["where", mask, x, y, out]:
-            return [(np.copyto, out, array(y)), (np.copyto, out, array(x), "same_kind", mask)]
+def generator(seed, iteration):
+    """numpy's generator of an iteration; seeds torch's, too. So no checkpoint keeps their state."""
+    rng = np.random.default_rng((seed, iteration))
+    torch.manual_seed(int(rng.bit_generator.seed_seq.generate_state(1)[0]))
+    return rng
 
 
 class Stop(Exception):
-    """Ends the program with one line and an exit code: 2 for bad usage, 3 for divergence."""
+    """Ends the program with one line and an exit code."""
 
     def __init__(self, code, line):
         super().__init__(" ".join(line.split()))
         self.code = code
 
 
-def show(text, end="\n"):
+def show(line):
     """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
-    try:
-        print(text, end=end, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with suppress(OSError):
+        os.write(1, f"{line}\n".encode())
 
 
 def resolve(name):
     """The registered id that name means: exact but for case, else its -v4, else its newest."""
-    ids = {env_id.lower(): env_id for env_id in gym.registry}
+    ids = {env_id.lower(): env_id for env_id in gym.registry if env_id != "Pusher-v4"}  # MuJoCo 2's
     guesses = [name.lower(), *(f"{name.lower()}-v{i}" for i in (4, *reversed(range(10))))]
     return next((ids[guess] for guess in guesses if guess in ids), name)
 
 
-def make_env(args, **kwargs):
-    """One environment with vectors for observations, tried out for a step. Raises Stop."""
+def make_env(args, video=False):
+    """An environment with vectors for observations, tried out for a step. Raises Stop(2)."""
+    env = None
     try:
+        kwargs = {"render_mode": "rgb_array"} if video else {}
         env = gym.make(args.env_id, disable_env_checker=True, **kwargs)
-        if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
-            raise ValueError(f"actions must be real vectors (Box), not {env.action_space}")
-        if len(env.observation_space.shape or ()) != 1:
+        actions, space = env.action_space, env.observation_space
+        if not isinstance(actions, gym.spaces.Box) or actions.dtype.kind != "f" or len(actions.shape) != 1:
+            raise ValueError(f"actions must be vectors of floats (Box), not {actions}")
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             env = gym.wrappers.FlattenObservation(env)
         if args.clip_actions:
             env = gym.wrappers.ClipAction(env)  # (+)
-        obs, _ = env.reset(seed=args.seed)
-        next_obs, reward, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
-        size = env.observation_space.shape
-        if "render_mode" in kwargs:
-            env.render()
-        for x, shape in ((obs, size), (next_obs, size), (reward, ())):
+        first_obs, _ = env.reset(seed=args.seed)
+        obs, reward, _, _, _ = env.step(np.zeros(actions.shape, np.float32))
+        size, again = env.observation_space.shape, env.reset(seed=args.seed)[0]
+        for x, shape in ((first_obs, size), (obs, size), (again, size), (np.squeeze(reward), ())):
             if np.shape(x) != shape or not np.isfinite(x).all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
+        if video:
+            if hasattr(env.unwrapped, "model"):  # of MuJoCo: without a GPU ten times as fast
+                quality = env.unwrapped.model.vis.quality
+                quality.offsamples = quality.shadowsize = 0
+            if np.ndim(env.render()) != 3 or not env.metadata.get("render_fps", 30) > 0:
+                raise ValueError("no video of it: render() gives no picture, or render_fps is 0")
         return env
     except Exception as error:
+        if env:
+            env.close()
         raise Stop(2, f"--env-id {args.env_id}: {type(error).__name__}: {error}") from error
 
 
@@ -603,406 +448,703 @@ class Envs:
     played again up to where a checkpoint left it, whatever state the environment hides.
     """
 
-    def __init__(self, args, on_episode):
-        self.args, self.on_episode, N = args, on_episode, args.num_envs
-        self.envs = [make_env(args) for _ in range(N)]
-        self.obs_size = self.envs[0].observation_space.shape[0]
-        self.action_size = self.envs[0].action_space.shape[0]
-        self.obs = torch.zeros(N, self.obs_size).numpy()
-        self.global_step, self.restarted, self.steps, self.cuts = 0, 0, [], []
-        self.episode, self.score, self.discounted, self.actions = ([-1] * N for _ in range(4))
-        for n in range(N):
-            self.reset(n)
+    def __init__(self, args, on_episode, video=False):
+        N = args.num_envs
+        self.args, self.on_episode, self.global_step = args, on_episode, 0
+        self.num_restarts = 0  # of episodes that did not repeat themselves on resuming
+        self.steps = []  # (reward, discounted return, done) since pop_steps()
+        self.truncations = []  # (t, n, final obs) since then
+        self.episode = [-1] * N
+        self.episode_return = [0.0] * N
+        self.discounted_return = [0.0] * N
+        self.actions = [bytearray() for _ in range(N)]  # float32, of the episode so far
+        self.envs = []
+        try:
+            for _ in range(N):
+                self.envs.append(make_env(args, video))
+            self.obs_size = self.envs[0].observation_space.shape[0]
+            self.action_size = self.envs[0].action_space.shape[0]
+            self.obs = zeros(N, self.obs_size)  # what is seen now
+            for n in range(N):
+                self.reset(n)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self):
+        for env in self.envs:
+            env.close()
 
     def reset(self, n):
+        """Begins the next episode of environment n. Raises Stop(1) if it fails."""
         self.episode[n] += 1
-        self.score[n], self.discounted[n], self.actions[n] = 0.0, 0.0, []
-        seed = np.random.SeedSequence((self.args.seed, n, self.episode[n])).generate_state(1)[0]
-        self.obs[n], _ = self.envs[n].reset(seed=int(seed))
+        self.episode_return[n] = self.discounted_return[n] = 0.0
+        self.actions[n].clear()
+        sequence = np.random.SeedSequence((self.args.seed, n, self.episode[n]))
+        seed = int(sequence.generate_state(1)[0] >> 1)  # some simulators take a C int
+        random.seed(seed)  # and some draw from the global generators
+        np.random.seed(seed)
+        try:
+            self.obs[n], _ = self.envs[n].reset(seed=seed)
+        except Exception as error:
+            raise Stop(1, f"{self.args.env_id} failed in reset: {error!r}") from error
 
     def act(self, n, action):
-        """Steps environment n: reward, terminated, truncated."""
-        self.obs[n], reward, terminated, truncated, _ = self.envs[n].step(action)
-        reward = float(reward)
-        self.actions[n].append(action)
-        self.score[n] += reward
-        self.discounted[n] = self.args.gamma * self.discounted[n] + reward
-        return reward, terminated, truncated
+        """Steps environment n: reward, terminated, truncated. Raises Stop(1) if it fails."""
+        self.actions[n] += action.tobytes()  # before the step, which may change the array
+        try:
+            self.obs[n], reward, terminated, truncated, _ = self.envs[n].step(action.copy())
+            reward = float(reward if np.ndim(reward) == 0 else np.asarray(reward).item())
+        except Exception as error:
+            code, what = (1, "failed in step") if np.isfinite(action).all() else (3, "diverged")
+            raise Stop(code, f"{self.args.env_id} {what} at action {action}: {error!r}") from error
+        self.episode_return[n] += reward
+        self.discounted_return[n] = self.args.gamma * self.discounted_return[n] + reward
+        return reward, bool(terminated), bool(truncated)
 
     def step(self, actions):
         """Steps all by actions [N, A]; what they then see is in obs [N, O]."""
         self.global_step += len(self.envs)
         for n in range(len(self.envs)):
-            reward, terminated, truncated = self.act(n, actions[n].copy())
+            reward, terminated, truncated = self.act(n, actions[n])
             done = terminated or truncated
-            self.steps.append((reward, self.discounted[n], done))
+            self.steps.append((reward, self.discounted_return[n], done))
             if done:
                 if not terminated:
                     t = (len(self.steps) - 1) // len(self.envs)
-                    self.cuts.append((t, n, self.obs[n].copy()))
-                self.on_episode(self.global_step, self.score[n], len(self.actions[n]))
+                    self.truncations.append((t, n, torch.tensor(self.obs[n])))
+                length = len(self.actions[n]) // actions[n].nbytes
+                self.on_episode(self.global_step, self.episode_return[n], length)
                 self.reset(n)
 
-    def outcomes(self):
-        """Since the last call: rewards, discounted sums, dones [T, N]; cuts (t, n, final obs)."""
-        steps, cuts = np.array(self.steps, np.float32), self.cuts
-        self.steps, self.cuts = [], []
-        return *torch.tensor(steps.T.copy()).view(3, -1, len(self.envs)).numpy(), cuts
+    def pop_steps(self):
+        """Of the steps since the last call: rewards, returns, dones [T, N], and truncations."""
+        steps = torch.tensor(np.array(self.steps, self.obs.dtype).T.copy())
+        rewards, returns, dones = steps.view(3, -1, len(self.envs))
+        popped = dict(rewards=rewards, returns=returns, dones=dones, truncations=self.truncations)
+        self.steps, self.truncations = [], []
+        return popped
 
     def state_dict(self):
-        actions = [torch.from_numpy(np.array(actions)) for actions in self.actions]
-        state = {k: getattr(self, k) for k in ("episode", "score", "global_step", "restarted")}
-        return state | {"obs": torch.tensor(self.obs), "actions": actions}
+        state = dict(global_step=self.global_step, num_restarts=self.num_restarts)
+        state |= dict(episode=self.episode, episode_return=self.episode_return)
+        actions = [torch.tensor(np.frombuffer(x, self.obs.dtype)) for x in self.actions]
+        return state | dict(obs=torch.tensor(self.obs), actions=actions)
 
     def load_state_dict(self, state):
-        self.global_step, self.restarted = state["global_step"], state["restarted"]
-        for n, (obs, actions) in enumerate(zip(state["obs"].numpy(), state["actions"])):
+        self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
+        for n, actions in enumerate(state["actions"]):
             self.episode[n] = state["episode"][n] - 1
             self.reset(n)
-            ended = any(any(self.act(n, action)[1:]) for action in actions.numpy())
-            if ended or not np.array_equal(self.obs[n], obs) or self.score[n] != state["score"][n]:
-                show(f"environment {n} does not repeat itself: its episode starts anew")
-                self.restarted += 1
+            actions = actions.numpy().reshape(-1, self.action_size)
+            ended = any(any(self.act(n, action)[1:]) for action in actions)
+            same_obs = np.array_equal(self.obs[n], state["obs"][n])
+            if ended or not same_obs or self.episode_return[n] != state["episode_return"][n]:
+                show(f"environment {n} is not deterministic; its episode was restarted")
+                self.num_restarts += 1
                 self.reset(n)
 
 
 class Run:
-    """The run directory: arguments, script, every episode, metrics, the last checkpoint."""
+    """The run directory: arguments, sources, every episode, metrics, the last checkpoint."""
 
-    may_change = "run_dir checkpoint_every capture_video track wandb_project_name wandb_entity"
+    may_change = {"run_dir", "checkpoint_every", "capture_video", "track"}
+    may_change |= {"wandb_project_name", "wandb_entity"}
 
-    def __init__(self, args):
-        """Looks only. Raises Stop unless the directory is free or holds this very run."""
-        self.args, self.dir, self.script = args, Path(args.run_dir), Path(__file__)
-        self.stop, self.clock, self.facts, self.summary = None, time.perf_counter(), {}, {}
-        begun = {"metrics.csv", self.script.name, "args.json.tmp"}  # by a start that was cut short
+    def __init__(self, args, script):
+        """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
+        self.args, self.script, self.sources = args, Path(script).name, sources(script)
+        self.dir = Path(args.run_dir or "").absolute()  # an environment may change the working directory
+        self.saved_args, self.summary, self.files = {}, {}, {}
+        self.rows = {"metrics.csv": [], "episodes.csv": []}
+        self.seconds = self.last_step = 0
+        self.exit_code = None  # what a signal asks for
+        found = {path.name: path for path in self.dir.glob("*")} if args.run_dir else {}
+        if all(x.is_file() and not x.stat().st_size or n == "args.json.tmp" for n, x in found.items()):
+            return  # there is nothing, or what a start that was cut short has left
         try:
-            copy, names = self.dir / self.script.name, set()
-            if self.dir.exists():
-                names = {path.name for path in self.dir.iterdir()}
-            code = copy.read_bytes() if copy.name in names else b""
-            if names <= begun and self.script.read_bytes().startswith(code):
-                return
-            self.facts = json.loads((self.dir / "args.json").read_text())
-            if (self.dir / "summary.json").exists():
-                self.summary = json.loads((self.dir / "summary.json").read_text())
-            same_script = code == self.script.read_bytes()
-            if not isinstance(self.facts, dict) or not isinstance(self.summary, dict):
-                raise ValueError("args.json and summary.json must hold an object each")
-        except (OSError, ValueError) as error:
-            raise Stop(2, f"--run-dir {self.dir}: not a run of this script: {error}") from error
+            self.saved_args = dict(json.loads((self.dir / "args.json").read_text()))
+            if "summary.json" in found:
+                self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
+            same = [self.sources[n] == x.read_bytes() for n, x in found.items() if n in self.sources]
+        except (OSError, ValueError, TypeError) as error:
+            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
         for name, x in asdict(args).items():
-            if name not in self.may_change.split() and (there := self.facts.get(name)) != x:
+            if name not in self.may_change and (old := self.saved_args.get(name)) != x:
                 flag = f"--{name.replace('_', '-')}"
-                raise Stop(2, f"--run-dir {self.dir}: holds a run with {flag} {there}, not {x}")
-        if not same_script:
-            raise Stop(2, f"--run-dir {self.dir}: go on with the {self.script.name} that is in it")
+                raise Stop(2, f"--run-dir {args.run_dir}: holds a run with {flag} {old}, not {x}")
+        if not all(same):
+            how = f"resume with python {args.run_dir}/{self.script}"
+            raise Stop(2, f"--run-dir {args.run_dir}: begun by another version of the script; {how}")
 
     def start(self):
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
-        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
-        versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
-        gpu = self.args.device.type == "cuda" and torch.cuda.get_device_name()
-        versions["device"] = gpu or f"cpu with {torch.backends.cpu.get_cpu_capability()}"
-        versions["threads"] = torch.get_num_threads()
+        args, name = self.args, f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}"
         try:
+            for seconds in count(int(time.time())) if not args.run_dir else ():
+                args.run_dir = f"runs/{name.replace('/', '_')}__{seconds}"
+                with suppress(FileExistsError):  # of a run that began in the same second
+                    (self.dir / args.run_dir).mkdir(parents=True)
+                    self.dir = self.dir / args.run_dir
+                    break
             self.dir.mkdir(parents=True, exist_ok=True)
-            self.files = {"metrics.csv": open(self.dir / "metrics.csv", "a", buffering=1)}
-            fcntl.lockf(self.files["metrics.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
+            lock(self.files["metrics.csv"])
         except BlockingIOError:
-            raise Stop(2, f"--run-dir {self.dir}: another process is at work on this run") from None
+            raise Stop(2, f"--run-dir {args.run_dir}: another process is at work on it") from None
         except OSError as error:
-            raise Stop(2, f"--run-dir {self.dir}: cannot be written: {error}") from error
-        if not self.facts:
+            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
+        versions = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+        versions["device"] = f"cpu with {torch.backends.cpu.get_cpu_capability()}"
+        for package in ("torch", "gymnasium", "mujoco", "ale-py", "numpy"):
+            with suppress(PackageNotFoundError):
+                versions[package] = version(package)
+        if not self.saved_args:
             commit = subprocess.run(
                 "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                text=True, cwd=self.script.resolve().parent, capture_output=True,
+                text=True, cwd=Path(__file__).resolve().parent, capture_output=True,
             ).stdout.strip()  # fmt: skip
-            self.facts = asdict(self.args) | dict(script=self.script.name, command=sys.argv)
-            self.facts |= dict(versions=versions, git_commit=commit, wandb_id=os.urandom(4).hex())
-            (self.dir / self.script.name).write_bytes(self.script.read_bytes())
-            self.write_json("args.json", self.facts)
-        if self.facts["versions"] != versions:
-            show(f"not bit for bit: begun with {self.facts['versions']}, goes on with {versions}")
-        size = f"{self.args.num_iterations} iterations of {self.args.batch_size} steps"
-        device = f"{self.args.device}, {versions['threads']} thread(s)"
-        show(f"{self.args.env_id}: {size} on {device}, in {self.dir}")
+            self.saved_args = asdict(args) | dict(script=self.script, command=sys.argv)
+            self.saved_args |= dict(versions=versions, git_commit=commit)
+            self.saved_args["wandb_id"] = os.urandom(4).hex()
+            self.write("args.json", self.saved_args)
+        for name in self.sources.keys() - {path.name for path in self.dir.iterdir()}:
+            self.write(name, self.sources[name])
+        if (old := self.saved_args.get("versions")) != versions:
+            show(f"warning: begun with {old}, goes on with {versions}: results will differ")
+        show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
-        self.tracks = self.args.track
         self.track()
 
     def on_signal(self, signum, _):
-        """Ends the run after this iteration; after 25 s, or a second signal, without it."""
-        self.stop = 128 + signum
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, lambda *_: os._exit(self.stop))
-        timer = threading.Timer(25, os._exit, [self.stop])
-        timer.daemon = True
-        timer.start()
-        with suppress(OSError):
-            os.write(1, b"\nstops after this iteration; the same command will go on from there\n")
+        """Ends the run after this iteration; a second signal ends it at once."""
+        if self.exit_code:
+            os._exit(self.exit_code)
+        self.exit_code = 128 + signum
+        show("\nstops after this iteration; the same command will resume from there")
 
     def track(self, row=None):
         """Begins, or continues, the run's W&B run, or sends it a row; W&B never stops a run."""
-        if not self.tracks:
-            return
         try:
-            import wandb
+            if self.args.track and row:
+                sys.modules["wandb"].log(row, step=row["global_step"])
+            elif self.args.track:
+                import wandb
 
-            if row:
-                wandb.log(row, step=row["global_step"])
-                return
-            wandb.init(
-                project=self.args.wandb_project_name, entity=self.args.wandb_entity,
-                id=self.facts["wandb_id"], resume="allow", name=self.dir.name,
-                config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
-            )  # fmt: skip
+                wandb.init(
+                    project=self.args.wandb_project_name, entity=self.args.wandb_entity,
+                    id=self.saved_args["wandb_id"], resume="allow", name=self.dir.name,
+                    config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
+                )  # fmt: skip
         except Exception as error:
             show(f"goes on without Weights & Biases: {error}")
-            self.tracks = False
+            self.args.track = False
 
-    def write(self, name, save):
-        """Replaces a file by what save(file) writes, or on any fault leaves the old one."""
-        new, content = self.dir / f"{name}.tmp", io.BytesIO()
-        save(content)  # in memory, for torch.save answers a full disk with a riddle
-        try:
-            with open(new, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.dir / name)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
-
-    def write_json(self, name, data):
-        self.write(name, lambda file: file.write(json.dumps(data, indent=1).encode()))
+    def write(self, name, data):
+        """Replaces a file by tensors (*.pt), bytes or JSON; on any fault the old one stays."""
+        content = BytesIO()  # for torch.save's own error is unclear on a full disk
+        if name.endswith(".pt"):
+            torch.save(data, content)
+        else:
+            content.write(data if isinstance(data, bytes) else json.dumps(data, indent=1).encode())
+        with open(self.dir / f"{name}.tmp", "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.dir / f"{name}.tmp", self.dir / name)
 
     def resume(self, **state):
-        """Brings state to where the last checkpoint left it. Returns the iterations it has done."""
-        self.state, path = state, self.dir / "checkpoint.pt"
-        saved = {"iteration": 0, "seconds": 0.0, "sizes": {}}
+        """Starts the run, and brings state to where its last checkpoint left it, if there is one.
+
+        Returns the iterations that are done. Raises Stop(2) if the checkpoint is not this run's.
+        """
+        self.start()
+        self.state, path, iteration = state, self.dir / "checkpoint.pt", 0
         if path.exists():
             try:
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-                if saved["run"] != self.facts["wandb_id"]:
+                if saved["run"] != self.saved_args["wandb_id"]:
                     raise ValueError("it was made by another run")
+                iteration, self.last_step, self.seconds, self.rows = saved["progress"]
                 for name, part in state.items():
                     part.load_state_dict(saved[name])
             except Exception as error:
+                if isinstance(error, Stop):
+                    raise
                 raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
-        self.seconds, self.saved_at = saved["seconds"], time.perf_counter()
-        self.files["episodes.csv"] = open(self.dir / "episodes.csv", "a", buffering=1)
-        for name, file in self.files.items():
-            size = saved["sizes"].get(name, 0)
-            if file.tell() < size:
-                raise Stop(2, f"{self.dir / name}: shorter than when the checkpoint was made")
-            file.seek(file.truncate(size))
-        if saved["iteration"]:
-            show(f"goes on after iteration {saved['iteration']}")
-        else:
-            self.files["episodes.csv"].write("global_step,episodic_return,episodic_length\n")
-        self.recent = deque(self.scores(), maxlen=100)
-        return saved["iteration"]
+            show(f"goes on after iteration {iteration}")
+        for name, file in self.files.items():  # what came after the checkpoint will come again
+            file.truncate(0)
+            file.write("".join(self.rows[name]))
+        if not self.rows["episodes.csv"]:
+            self.add("episodes.csv", ("global_step", "episodic_return", "episodic_length"))
+        self.last_time = time.perf_counter()
+        return iteration
 
-    def scores(self):
-        return [float(row.split(",")[1]) for row in open(self.dir / "episodes.csv").readlines()[1:]]
+    def add(self, name, row):
+        self.rows[name].append(",".join(map(str, row)) + "\n")
+        self.files[name].write(self.rows[name][-1])
 
-    def episode(self, global_step, score, length):
-        self.files["episodes.csv"].write(f"{global_step},{score},{length}\n")
-        self.recent.append(score)
+    def episode(self, global_step, episode_return, length):
+        self.add("episodes.csv", (global_step, episode_return, length))
+
+    def score(self, most=100):
+        """The mean return of the last episodes, at most so many; NaN if there are none."""
+        returns = [float(row.split(",")[1]) for row in self.rows["episodes.csv"][1:][-most:]]
+        return float(np.mean(returns)) if returns else math.nan
 
     def check(self, iteration, **tensors):
-        self.iteration = iteration
+        """Raises Stop(3), naming the first of tensors that is not finite."""
         for name, x in tensors.items():
-            if not torch.isfinite(torch.as_tensor(x)).all():
+            if not isinstance(x, list) and not torch.isfinite(torch.as_tensor(x)).all():
                 raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+        self.last_check = time.perf_counter()
 
-    def log(self, iteration, **metrics):
-        """Writes, sends and shows a row of metrics; saves a checkpoint where one is due."""
-        args, now, step = self.args, time.perf_counter(), iteration * self.args.batch_size
-        self.seconds, self.clock = self.seconds + now - self.clock, now
-        row = dict(global_step=step, seconds=round(self.seconds, 3), sps=round(step / self.seconds))
-        row |= metrics
-        if iteration == 1:
-            self.files["metrics.csv"].write(",".join(row) + "\n")
-        self.files["metrics.csv"].write(",".join(map(str, row.values())) + "\n")
-        score = np.mean(self.recent) if self.recent else math.nan
-        self.track(row | {"episodic_return": score})
-        left = self.seconds / iteration * (args.num_iterations - iteration)
-        text = f"{iteration / args.num_iterations:4.0%}  return {score:.1f}  {row['sps']:,} steps/s"
-        text += f"  {left // 60:.0f}:{left % 60:02.0f} left"
-        if sys.stdout.isatty():
-            show(f"\r{text:70}", end="\n" if iteration == args.num_iterations else "")
-        elif iteration % max(1, args.num_iterations // 20) == 0:
-            show(text)
-        last = iteration == args.num_iterations or self.stop
-        if last or iteration % args.checkpoint_every == 0 or now - self.saved_at > 60:
+    def log(self, iteration, step, last, metrics):
+        """Ends an iteration at a global step: a row of metrics, a checkpoint where one is due.
+
+        Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
+        """
+        args, now, rollout_end = self.args, time.perf_counter(), self.last_check
+        parts = [(name, part) for name, part in self.state.items() if isinstance(part, nn.Module)]
+        state = {f"{name}.{k}": x for name, part in parts for k, x in part.state_dict().items()}
+        self.check(iteration, **metrics, **state)
+        self.seconds += now - self.last_time
+        row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
+        row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
+        if not self.rows["metrics.csv"]:
+            self.add("metrics.csv", row | metrics)
+        self.add("metrics.csv", (row | metrics).values())
+        self.track(row | metrics | {"episodic_return": self.score()})
+        done, before = (x / args.total_timesteps for x in (step, self.last_step))
+        if last or int(20 * done) > int(20 * before):
+            left = self.seconds / done * (1 - done)
+            text = f"{done:4.0%}  return {self.score():.1f}  {row['sps']:,} steps/s"
+            show(f"{text}  {left // 60:.0f}:{left % 60:02.0f} left")
+        if args.capture_video and (last or int(10 * done) > int(10 * before)):
+            self.film(step)
+        self.last_step = step
+        if last or self.exit_code or iteration % args.checkpoint_every == 0:
             self.checkpoint(iteration)
-            self.saved_at = now
-        if self.stop:
-            self.finish("interrupted", iteration)
-            sys.exit(self.stop)
-        if args.capture_video and iteration % max(1, args.num_iterations // 10) == 0:
-            play(args, self.state["agent"], args.seed, self.dir / "videos" / f"step-{step}.gif")
-            self.clock = time.perf_counter()  # a film's time is not the training's
+        self.last_time = time.perf_counter()
+        if self.exit_code:
+            self.finish("interrupted")
+            sys.exit(self.exit_code)
 
-    def checkpoint(self, iteration, name="checkpoint.pt"):
-        for file in self.files.values():
-            os.fsync(file.fileno())
+    def film(self, step):
+        """An episode to videos/. What fails costs the film alone; nothing else changes."""
+        states = random.getstate(), np.random.get_state()
+        try:
+            path = self.dir / "videos" / f"step-{step}.gif"
+            play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
+        except Exception as error:
+            show(f"no video of step {step}: {error}")
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+    def checkpoint(self, iteration):
         saved = {name: part.state_dict() for name, part in self.state.items()}
-        saved["sizes"] = {name: file.tell() for name, file in self.files.items()}
-        saved |= {"iteration": iteration, "seconds": self.seconds, "run": self.facts["wandb_id"]}
-        self.write(name, lambda file: torch.save(saved, file))
+        progress = iteration, self.last_step, self.seconds, self.rows
+        self.write("checkpoint.pt", saved | dict(progress=progress, run=self.saved_args["wandb_id"]))
 
-    def finish(self, status, iteration, **more):
-        def mean(scores):  # JSON knows no NaN
-            return np.mean(scores) if scores and np.isfinite(scores).all() else None
-
-        scores, step = self.scores(), self.state["envs"].global_step
-        self.seconds += time.perf_counter() - self.clock
+    def finish(self, status, **more):
+        """Writes summary.json."""
+        step, episodes = self.state["envs"].global_step, len(self.rows["episodes.csv"]) - 1
+        scores = [x if math.isfinite(x) else None for x in (self.score(), self.score(episodes))]
         summary = dict(
-            status=status, score=mean(scores[-100:]), score_all=mean(scores),
-            episodes=len(scores), global_step=step,
-            seconds=self.seconds, sps=step / self.seconds, iteration=iteration,
-            restarted_episodes=self.state["envs"].restarted, **more,
+            status=status, score=scores[0], score_all=scores[1], episodes=episodes,
+            global_step=step, seconds=self.seconds, sps=step / max(self.seconds, 1e-9),
+            restarted_episodes=self.state["envs"].num_restarts, **more,
         )  # fmt: skip
-        self.write_json("summary.json", summary)
-        show(f"{status}: score {summary['score']}, {len(scores)} episodes, {self.dir}")
+        self.write("summary.json", summary)
+        show(f"{status}: score {self.score():.2f}, {episodes} episodes, {self.args.run_dir}")
+
+    def fail(self, error):
+        """Keeps the traceback of what ended the run, and says so in summary.json."""
+        with suppress(OSError):
+            (self.dir / "error.txt").write_text("".join(traceback.format_exception(error)))
+            status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
+            self.finish(status, reason=f"{type(error).__name__}: {error}")
 
 
-def play(args, agent, seed, video=None):
-    """The return of one episode of agent, filmed to the GIF video, if given."""
-    env = make_env(args, **({"render_mode": "rgb_array"} if video else {}))
-    (mean, std), rng = agent.numpy_policy(), np.random.default_rng((seed, 1))
-    obs, _ = env.reset(seed=seed)
-    score, done, frames = 0.0, False, []
-    while not done:
-        noise = std * rng.standard_normal(std.shape, np.float32)
-        obs, reward, terminated, truncated, _ = env.step(mean(np.float32([obs])) + noise)
-        score, done = score + float(reward), terminated or truncated
-        if video:
-            frames.append(env.render())
-    if video:
+def play(args, agent, seed, video=None, stop=lambda: False):
+    """The return of an episode of agent, or of its first 10,000 steps; filmed to the GIF video.
+
+    A film has at most 500 frames.
+    """
+    returns, frames, rng = [], [], np.random.default_rng((seed, 1))
+    args = replace(args, num_envs=1, seed=seed)
+    envs = Envs(args, lambda step, episode_return, length: returns.append(episode_return), video)
+    try:
+        fps = envs.envs[0].metadata.get("render_fps", 30)
+        every = max(1, round(fps / 25))
+        while not returns and envs.global_step < 10_000 and not stop():
+            if video and envs.global_step % every == 0 and len(frames) < 500:
+                frames.append(envs.envs[0].render())
+            noise = rng.standard_normal((1, envs.action_size), np.float32)
+            envs.step(agent.act(torch.tensor(envs.obs), torch.from_numpy(noise)).numpy())
+    finally:
+        envs.close()
+    if video and not stop():
         import imageio
 
-        fps = env.metadata.get("render_fps", 30)
-        every = math.ceil(fps / 50)  # GIF players show at most 50 frames a second
         video.parent.mkdir(exist_ok=True)
-        frames = frames[::every]
-        times = np.rint(np.arange(len(frames) + 1) * every / fps * 100)  # GIFs count in 1/100 s
-        imageio.mimsave(video, frames, duration=list(10 * np.diff(times)), loop=0)
-    env.close()
-    return score
+        imageio.mimsave(video, frames, duration=1000 * every / fps, loop=0)
+    return (returns or envs.episode_return)[0]
 
 
-def evaluate(args):
+def evaluate(args, policy):
     """Plays ten episodes with the agent of the run directory args.eval."""
-    run = Path(args.eval)
+    run = Path(args.eval).absolute()
     try:
         saved = json.loads((run / "args.json").read_text())
-        run_args = Args(**{name: saved[name] for name in asdict(args)} | {"cuda": args.cuda})
         weights = torch.load(run / "agent.pt", map_location="cpu", weights_only=True)
-        obs_size, action_size = weights["obs_moments.mean"].shape[0], weights["log_std"].shape[0]
-        agent = Agent(obs_size, action_size, run_args.init, run_args.obs_clip)
-        agent.load_state_dict(weights)
+        run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
-        env = make_env(run_args)
-        if env.observation_space.shape + env.action_space.shape != (obs_size, action_size):
-            raise ValueError(f"its agent is not for {run_args.env_id}")
+        env = make_env(run_args, args.capture_video)
         env.close()
+        agent = policy(env.observation_space.shape[0], env.action_space.shape[0], run_args)
+        if {k: x.shape for k, x in agent.state_dict().items()} != {k: x.shape for k, x in weights.items()}:
+            raise ValueError(f"its agent is not for {run_args.env_id}")
+        agent.load_state_dict(weights)
     except Exception as error:
         error = f"not a finished run of this script: {type(error).__name__}: {error}"
-        raise Stop(2, f"--eval {run}: {error}") from None
-    now, scores = f"{time.time():.0f}", []
+        raise Stop(2, f"--eval {args.eval}: {error}") from None
+    now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
-        scores.append(play(run_args, agent, args.seed * 1000 + i, video))
-        show(f"episode {i}: return {scores[-1]:.1f}" + (f", {video}" if video else ""))
-    show(f"mean {np.mean(scores):.1f}, standard deviation {np.std(scores):.1f}")
+        returns.append(play(run_args, agent, args.seed * 1000 + i, video))
+        show(f"episode {i}: return {returns[-1]:.1f}" + (f", {video}" if video else ""))
+    mean, std = np.mean(returns), np.std(returns, ddof=1)
+    half = 2.262 * std / 10**0.5  # 2.262: Student's t, 9 degrees of freedom
+    show(f"mean {mean:.1f} (95% {mean - half:.1f} to {mean + half:.1f}), standard deviation {std:.1f}")
     return 0
 
 
-def flags(task: Task, paper: Paper, extra: Extra, run: Running):
-    """Args of its four parts, each a box of --help."""
-    return Args(**vars(task), **vars(paper), **vars(extra), **vars(run))
+def lock(file):
+    """Keeps other processes out. Raises BlockingIOError if one is in."""
+    try:
+        import fcntl  # Windows has none
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError) as error:
+        show(f"no file locks ({error}): nothing keeps a second process out of this run")
 
 
-def whole(texts):
-    """The int that is typed as 1000000, 1_000_000 or 1e6."""
-    with suppress(ValueError):
-        if (x := float(texts[0])) % 1 == 0 and x < 2**53:
-            return int(x)
-    return int(texts[0])
+def sources(script):
+    """{name: bytes} of a script and of those beside it or this file that it imports."""
+    found, todo = {}, [Path(script).resolve()]
+    while todo:
+        path = todo.pop()
+        found[path.name] = path.read_bytes()
+        for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M):
+            paths = {folder / f"{name}.py" for folder in (path.parent, Path(__file__).resolve().parent)}
+            todo += [p for p in paths if p.exists() and p.name not in found]
+    return found
 
 
-def parse(argv):
-    """Args of the command line. Raises Stop in one line."""
-    integers = tyro.constructors.ConstructorRegistry()
-    typed = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="INT", instance_from_str=whole,
-        is_instance=lambda x: isinstance(x, int), str_from_instance=lambda x: [str(x)],
-    )  # fmt: skip
-    integers.primitive_rule(lambda info: typed if info.type is int else None)
-    with integers, redirect_stderr(io.StringIO()) as stderr:
+LIMITS = dict(
+    seed=(0, 2**53), num_threads=(0, 1024), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
+    init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12),
+)  # fmt: skip
+
+
+def check_numbers(args):
+    """Makes ints of 1e6 and the like. Raises ValueError for a number that makes no sense."""
+    for f in fields(args):
+        x, is_int = getattr(args, f.name), f.type == Int
+        low, high = LIMITS.get(f.name, (1 if is_int else 1e-12, 1e12))
+        if type(x) in (int, float) and (not low <= x <= high or is_int and x % 1):
+            kind = "an int" if is_int else "a number"
+            flag = f"--{f.name.replace('_', '-')}"
+            raise ValueError(f"{flag} {x}: must be {kind} from {low:g} to {high:g}")
+        setattr(args, f.name, int(x) if is_int else x)
+
+
+def parse(argv, flags, script, doc):
+    """The flags of a command line; --help shows a box for each of their bases. Raises Stop(2)."""
+    parts = [(part.__name__, part, field(default_factory=part)) for part in flags.__bases__[::-1]]
+    boxes, config = make_dataclass("Flags", parts), (tyro.conf.OmitArgPrefixes,)
+    with redirect_stderr(StringIO()) as stderr:
         try:
-            config = (tyro.conf.OmitArgPrefixes,)
-            args = tyro.cli(flags, args=argv, description=__doc__, config=config)
+            typed = vars(tyro.cli(boxes, args=argv, description=doc, config=config)).values()
+            args = flags(**{k: x for part in typed for k, x in vars(part).items()})
         except ValueError as error:
             raise Stop(2, str(error)) from None
         except SystemExit as exit:
             if not exit.code:
                 raise
-            lines = [x.strip("│ ") for x in stderr.getvalue().splitlines() if x[:1] == "│"]
-            text = re.sub("─+", "", " ".join(lines))
+            text = re.sub("[╭╮╰╯│─]+", " ", stderr.getvalue())
             raise Stop(2, text.split("For full helptext")[0]) from None
-    args = replace(args, env_id=resolve(args.env_id))
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
-    return replace(args, run_dir=args.run_dir or f"runs/{name}")
+    args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
+    return args
 
 
-def main():
-    """The exit code: 0 finished, 1 system failed, 2 bad usage, 3 diverged, 130 or 143 stopped."""
+def main(train, flags, script, policy=Agent):
+    """Runs a script's command line: train(args, envs, run) by its flags, or --eval by its policy.
+
+    Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
+    3 diverged. Raises SystemExit with 130 or 143 if stopped by a signal.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # in place of a standard stream that is closed, or a file would come to be it
+    os.close(fd)
+    np.seterr(all="ignore")  # as torch does
     gym.logger.min_level = gym.logger.ERROR
     warnings.filterwarnings("ignore", module="torch")
+    torch.distributions.Distribution.set_default_validate_args(False)  # would ask tensors' values
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
+    run = envs = None
     try:
-        args = parse(sys.argv[1:])
+        args = parse(sys.argv[1:], flags, script, train.__globals__["__doc__"])
         torch.set_num_threads(args.num_threads or torch.get_num_threads())
-        torch.backends.cudnn.deterministic = args.torch_deterministic
         if args.eval is not None:
-            return evaluate(args)
-        run = Run(args)
-        if run.summary.get("status") in ("finished", "diverged"):
-            show(f"{run.dir}: already {run.summary['status']}, score {run.summary['score']}")
-            return 0 if run.summary["status"] == "finished" else 3
+            return evaluate(args, policy)
+        run = Run(args, script)
+        if (status := run.summary.get("status")) in ("finished", "diverged"):
+            show(f"{args.run_dir}: already {status}, score {run.summary['score']}")
+            return 0 if status == "finished" else 3
         if args.capture_video:
-            make_env(args, render_mode="rgb_array").close()
+            make_env(args, video=True).close()
         envs = Envs(args, run.episode)
-        run.start()
-        try:
-            agent = train(args, envs, run)
-        except Stop as stop:
-            if stop.code == 3:
-                run.finish("diverged", run.iteration, reason=str(stop))
-                run.checkpoint(None, "diverged.pt")
-            raise
+        agent = train(args, envs, run)
         if args.save_model:
-            run.write("agent.pt", lambda file: torch.save(agent.state_dict(), file))
-        run.finish("finished", args.num_iterations)
+            run.write("agent.pt", agent.state_dict())
+        run.finish("finished")
         return 0
-    except Stop as stop:
-        print(f"{Path(__file__).name}: {stop}", file=sys.stderr)
-        return stop.code
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"{Path(__file__).name}: {error}; the last checkpoint is untouched", file=sys.stderr)
-        return 1
+    except Exception as error:
+        code = error.code if isinstance(error, Stop) else 1
+        if run and run.files and code != 2:
+            run.fail(error)
+        if not isinstance(error, Stop | OSError):
+            raise
+        print(f"{Path(script).name}: {error}", file=sys.stderr)
+        return code
+    finally:
+        if envs:
+            envs.close()
+
+
+# --------------------------------------------------------------------------------------------------
+# Below this line: a fast replay. `--no-compile` skips all of it; it changes nothing but rounding.
+#
+# On networks this small PyTorch's time is its calls, not its arithmetic, and numpy's calls cost a
+# third. So a function, gradients and all, runs once in PyTorch and is then repeated like this:
+#   1. Recorder sees each operation of PyTorch's own library (ATen), those of backward() among them.
+#   2. It keeps the memory of every result, which each later call fills anew.
+#   3. A view of such memory needs no operation; one that works in place is repeated in place.
+#   4. An operation that NUMPY has becomes numpy's on the same memory; others stay PyTorch's.
+#   5. What cannot be repeated on other numbers is refused, as Python's `if` on a tensor's value.
+#   6. Calls 1, 2, 4, 8, ... are made in plain PyTorch, too, and must come to the same.
+
+
+class Replay:
+    """function(*inputs), repeated: arrays and floats in, arrays out, overwritten by the next call.
+
+    Raises Stop(2) if function cannot be repeated, Stop(1) if its repetition differs from it.
+    """
+
+    def __init__(self, enabled, function, *inputs):
+        self.function, self.operations, self.calls, self.mismatch = function, None, 0, 0
+        self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
+        self.inputs = [torch.from_numpy(x) for x in self.arrays]
+        if enabled:
+            random_state = torch.get_rng_state()
+            with Recorder() as recorder:
+                result = function(*self.inputs)
+            self.outputs, self.operations = as_numpy(result), recorder.operations
+            self.state, before = zip(*recorder.changed.values()) if recorder.changed else ((), ())
+            self.put_back(random_state, before)
+
+    def put_back(self, random_state, state):
+        torch.set_rng_state(random_state)
+        for x, before in zip(self.state, state):
+            x.copy_(before)
+
+    def __call__(self, *inputs):
+        for array, x in zip(self.arrays, inputs):
+            if array is not x:
+                array[...] = x
+        if not self.operations:
+            return as_numpy(self.function(*self.inputs))
+        self.calls += 1
+        if self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1:
+            self.run_and_compare()
+        else:
+            for operation in self.operations:
+                operation()
+        return self.outputs
+
+    def run_and_compare(self):
+        """Raises Stop(1) if the replay differs from the function, by more than rounding, twice.
+
+        Once may be a sample at the very edge of the clip that rounding has put beyond it.
+        """
+        random_state, before = torch.get_rng_state(), [x.clone() for x in self.state]
+        expected = [x.clone() for x in tree_leaves(self.function(*self.inputs))]
+        expected += [x.clone() for x in self.state]
+        self.put_back(random_state, before)
+        for operation in self.operations:
+            operation()
+        found = [*map(torch.as_tensor, tree_leaves(self.outputs)), *self.state]
+        before = [torch.zeros(())] * (len(found) - len(before)) + before
+        for x, y, old in zip(found, expected, before):
+            tolerance = 1e-2 * (y - old).norm() + 1e-5 * y.norm() + 1e-5
+            if (x - y).norm() > tolerance:
+                if self.mismatch:
+                    parts = [*getattr(self.function, "args", ()), getattr(self.function, "__self__", 0)]
+                    states = [x.state_dict() for x in parts if isinstance(x, nn.Module)]
+                    names = {x.data_ptr(): name for part in states for name, x in part.items()}
+                    name = names.get(x.data_ptr(), "what it returns")
+                    raise Stop(1, f"the replay of {self.function} differs in {name}: --no-compile")
+                self.mismatch = self.calls
+                return
+
+
+def as_numpy(result):
+    return tree_map_only(torch.Tensor, lambda x: x.detach().numpy(), result)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the operations of a function, and {address: (tensor, copy)} of what they change."""
+
+    _should_skip_dynamo = classmethod(lambda cls: False)  # to import that takes 1 s and 70 MiB
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.changed, self.made, self.constant = [], {}, set(), set()
+
+    def __torch_dispatch__(self, target, types, args=(), kwargs=None):
+        kwargs, parameters, Tag = kwargs or {}, target._schema.arguments, torch.Tag
+        reads_values = {Tag.data_dependent_output, Tag.dynamic_output_shape} & set(target.tags)
+        if target.namespace != "aten" or reads_values:
+            line = [f for f in traceback.extract_stack() if "/torch/" not in f.filename][-2]
+            where = f"{Path(line.filename).name}, line {line.lineno}, `{line.line}`"
+            raise Stop(2, f"{where}: cannot be repeated on other numbers ({target}): --no-compile")
+        named = {p.name: x for p, x in zip(parameters, args)} | kwargs
+        changes = [named.get(p.name) for p in parameters if p.alias_info and p.alias_info.is_write]
+        for x in filter(torch.is_tensor, tree_leaves(changes)):
+            if memory(x) & self.constant:  # it will have to be made anew
+                self.constant -= memory(x)
+                self.operations.insert(0, partial(x.detach().copy_, x.clone()))
+            if not memory(x) & self.made:
+                self.changed.setdefault(x.data_ptr(), (x.detach(), x.detach().clone()))
+        result = target(*args, **kwargs)
+        if target.name() == "aten::expand" and 0 in result.stride():
+            result = result.contiguous()  # numpy is slow where a stride is 0
+        elif target.is_view and target.name() != "aten::lift_fresh":  # which makes a constant
+            return result
+        if not changes:
+            self.made |= memory(result)
+        inputs = set() if target.name() in MAKE_CONSTANTS else memory((args, kwargs))
+        if not changes and inputs <= self.constant and Tag.nondeterministic_seeded not in target.tags:
+            self.constant |= memory(result)
+            return result
+        tensors = tree_map_only(torch.Tensor, torch.Tensor.detach, (result, *args))
+        self.operations += repeated(target, tensors, kwargs, bool(changes))
+        return result
+
+
+MAKE_CONSTANTS = ("aten::lift_fresh", "aten::ones_like", "aten::zeros_like", "aten::empty_like")
+
+
+def memory(nested):
+    """The addresses of the tensors in a nested structure; those of views are their originals'."""
+    return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
+
+
+def repeated(target, tensors, kwargs, in_place):
+    """The operations that make result, the first of tensors, of the others once more."""
+    (result, *args), name = tensors, str(target).removeprefix("aten.")
+    dtypes = {x.dtype for x in tree_leaves(tensors) if torch.is_tensor(x)}
+    if name in NUMPY and dtypes <= {torch.float32, torch.bool} and "alpha" not in kwargs:
+        arrays = tree_map_only(torch.Tensor, torch.Tensor.numpy, tensors)
+        if operations := NUMPY[name](*arrays):
+            return operations
+    if in_place:
+        return [partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)]
+
+    def fill():
+        for x, new in zip(tree_leaves(result), tree_leaves(target(*args, **kwargs))):
+            x.copy_(new)
+
+    return [fill]
+
+
+def number(x):
+    return np.array(x, np.float32) if isinstance(x, float | int) else x
+
+
+def elementwise(function, out, *xs):  # numpy is faster on a vector than on a matrix of one row
+    *xs, out = (x[0] if np.ndim(x) == 2 and len(x) == 1 else number(x) for x in (*xs, out))
+    if function in (np.maximum, np.minimum):  # which want a keyword, slower elsewhere
+        return [partial(function, *xs, out=out)]
+    return [partial(function, *xs, out)]
+
+
+def matrix_product(out, x, w):
+    return [partial(x[0].dot, w, out[0]) if len(x) == 1 else partial(x.dot, w, out)]
+
+
+def total(out, x, axes=None, keep=False):
+    if x.ndim == 2 and axes in ([0], [1], [-1]):  # faster than np.add.reduce
+        ones = np.ones(x.shape[axes[0]], np.float32)
+        return [partial(*((ones.dot, x) if axes == [0] else (x.dot, ones)), out.reshape(-1))]
+    return [partial(np.add.reduce, x, axes and tuple(axes), None, out, keep)]
+
+
+def mean(out, x):
+    total = np.empty_like(out)  # in place an operation on one number is slow
+    return [partial(np.add.reduce, x, None, None, total), partial(np.divide, total, number(x.size), out)]
+
+
+def power(out, x, y):
+    return elementwise(np.square if y == 2 else np.positive, out, x) if y in (1, 2) else None
+
+
+def vector_norm(out, x, p):
+    return [partial(x.reshape(-1).dot, x.reshape(-1), out), partial(np.sqrt, out, out)] if p == 2 else None
+
+
+NUMPY = {  # by PyTorch's name: from its result and arguments, the operations of numpy, or None
+    "_to_copy.default": lambda out, x: [partial(np.copyto, out, x)],
+    "addmm.default": lambda out, b, *x: matrix_product(out, *x) + elementwise(np.add, out, out, b),
+    "clamp.default": lambda out, x, *ends: [partial(x.clip, *map(number, ends), out=out)],
+    "clamp.Tensor": lambda out, x, *ends: [partial(x.clip, *ends, out=out)],
+    "expand.default": lambda out, x, *_: [partial(np.copyto, out, x)],
+    "linalg_vector_norm.default": vector_norm,
+    "masked_fill_.Scalar": lambda out, x, mask, y: [partial(np.copyto, out, number(y), where=mask)],
+    "mean.default": mean,
+    "mm.default": matrix_product,
+    "pow.Tensor_Scalar": power,
+    "rsub.Scalar": lambda out, x, y: elementwise(np.subtract, out, y, x),
+    "stack.default": lambda out, xs: [partial(np.copyto, out[i, ...], x) for i, x in enumerate(xs)],
+    "sum.default": total,
+    "sum.dim_IntList": total,
+    "tanh_backward.default": lambda out, g, y: [
+        partial(np.square, y, out), partial(np.subtract, number(1), out, out),
+        partial(np.multiply, g, out, out),
+    ],
+    "where.self": lambda out, mask, x, y: [
+        partial(np.copyto, out, y), partial(np.copyto, out, x, where=mask),
+    ],
+}  # fmt: skip
+SAME = dict(
+    abs="absolute", add="add", add_="add", div="divide", eq="equal", exp="exp", ge="greater_equal",
+    gt="greater", le="less_equal", log="log", logical_and="logical_and", lt="less",
+    maximum="maximum", minimum="minimum", mul="multiply", mul_="multiply", neg="negative",
+    reciprocal="reciprocal", sqrt="sqrt", sub="subtract", tanh="tanh",
+)  # fmt: skip
+for kind in ("default", "Tensor", "Scalar"):
+    NUMPY |= {f"{k}.{kind}": partial(elementwise, getattr(np, v)) for k, v in SAME.items()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(train, Args, __file__))
