@@ -32,11 +32,11 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import redirect_stderr, suppress
+from contextlib import ExitStack, closing, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from io import BytesIO, StringIO
 from itertools import count
 from pathlib import Path
@@ -52,7 +52,7 @@ import tyro
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Int = int | float  # what may be typed as 1e6; check_numbers() makes it an int
 
@@ -207,7 +207,7 @@ def rollout(args, envs, act, rng):
 def estimate(args, agent, return_moments, batch):
     """pi_old, log pi_old(a_t|s_t), values, advantages and value targets [T, N] of a rollout."""
     old_pi, values = agent(batch.obs)
-    rewards = batch.rewards
+    rewards = batch.rewards.clone()
     if args.norm_reward:  # (+)
         return_moments.update(batch.returns)
         rewards = (rewards / return_moments.std).clamp(-10, 10)
@@ -385,7 +385,7 @@ def generator(seed, iteration):
 
 
 class Stop(Exception):
-    """Ends the program with one line and an exit code."""
+    """Ends the program with an exit code and one line."""
 
     def __init__(self, code, line):
         super().__init__(" ".join(line.split()))
@@ -407,27 +407,27 @@ def resolve(name):
 
 def make_env(args, video=False):
     """An environment with vectors for observations, tried out for a step. Raises Stop(2)."""
-    env = None
+    Box, env = gym.spaces.Box, None
     try:
         kwargs = {"render_mode": "rgb_array"} if video else {}
         env = gym.make(args.env_id, disable_env_checker=True, **kwargs)
         actions, space = env.action_space, env.observation_space
-        if not isinstance(actions, gym.spaces.Box) or actions.dtype.kind != "f" or len(actions.shape) != 1:
+        if not isinstance(actions, Box) or len(actions.shape) != 1 or actions.dtype.kind != "f":
             raise ValueError(f"actions must be vectors of floats (Box), not {actions}")
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        if not isinstance(space, Box) or len(space.shape) != 1:
             env = gym.wrappers.FlattenObservation(env)
         if args.clip_actions:
             env = gym.wrappers.ClipAction(env)  # (+)
-        first_obs, _ = env.reset(seed=args.seed)
-        obs, reward, _, _, _ = env.step(np.zeros(actions.shape, np.float32))
+        obs, _ = env.reset(seed=args.seed)
+        next_obs, reward, _, _, _ = env.step(np.zeros(actions.shape, np.float32))
         size, again = env.observation_space.shape, env.reset(seed=args.seed)[0]
-        for x, shape in ((first_obs, size), (obs, size), (again, size), (np.squeeze(reward), ())):
+        for x, shape in ((obs, size), (next_obs, size), (again, size), (np.squeeze(reward), ())):
             if np.shape(x) != shape or not np.isfinite(x).all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
         if video:
             if hasattr(env.unwrapped, "model"):  # of MuJoCo: without a GPU ten times as fast
-                quality = env.unwrapped.model.vis.quality
-                quality.offsamples = quality.shadowsize = 0
+                env.unwrapped.model.vis.quality.offsamples = 0
+                env.unwrapped.model.vis.quality.shadowsize = 0
             if np.ndim(env.render()) != 3 or not env.metadata.get("render_fps", 30) > 0:
                 raise ValueError("no video of it: render() gives no picture, or render_fps is 0")
         return env
@@ -446,30 +446,23 @@ class Envs:
 
     def __init__(self, args, on_episode, video=False):
         N = args.num_envs
-        self.args, self.on_episode, self.global_step = args, on_episode, 0
+        self.args, self.on_episode = args, on_episode
+        self.global_step = 0
         self.num_restarts = 0  # of episodes that did not repeat themselves on resuming
         self.steps = []  # (reward, discounted return, done) since pop_steps()
         self.truncations = []  # (t, n, final obs) since then
         self.episode = [-1] * N
         self.episode_return = [0.0] * N
         self.discounted_return = [0.0] * N
-        self.actions = [bytearray() for _ in range(N)]  # float32, of the episode so far
-        self.envs = []
-        try:
-            for _ in range(N):
-                self.envs.append(make_env(args, video))
+        self.actions = [bytearray() for _ in range(N)]  # of the episode so far, as float32
+        with ExitStack() as stack:  # closes all if one fails
+            self.envs = [stack.enter_context(closing(make_env(args, video))) for _ in range(N)]
             self.obs_size = self.envs[0].observation_space.shape[0]
             self.action_size = self.envs[0].action_space.shape[0]
             self.obs = zeros(N, self.obs_size)  # what is seen now
             for n in range(N):
                 self.reset(n)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self):
-        for env in self.envs:
-            env.close()
+            self.close = stack.pop_all().close
 
     def reset(self, n):
         """Begins the next episode of environment n. Raises Stop(1) if it fails."""
@@ -483,7 +476,7 @@ class Envs:
         try:
             self.obs[n], _ = self.envs[n].reset(seed=seed)
         except Exception as error:
-            raise Stop(1, f"{self.args.env_id} failed in reset: {error!r}") from error
+            raise Stop(1, f"{self.args.env_id} failed in reset(): {error!r}") from error
 
     def act(self, n, action):
         """Steps environment n: reward, terminated, truncated. Raises Stop(1) if it fails."""
@@ -492,8 +485,8 @@ class Envs:
             self.obs[n], reward, terminated, truncated, _ = self.envs[n].step(action.copy())
             reward = float(reward if np.ndim(reward) == 0 else np.asarray(reward).item())
         except Exception as error:
-            code, what = (1, "failed in step") if np.isfinite(action).all() else (3, "diverged")
-            raise Stop(code, f"{self.args.env_id} {what} at action {action}: {error!r}") from error
+            code, why = (1, "failed in step()") if np.isfinite(action).all() else (3, "diverged")
+            raise Stop(code, f"{self.args.env_id} {why}: {error!r}, action {action}") from error
         self.episode_return[n] += reward
         self.discounted_return[n] = self.args.gamma * self.discounted_return[n] + reward
         return reward, bool(terminated), bool(truncated)
@@ -522,10 +515,10 @@ class Envs:
         return popped
 
     def state_dict(self):
-        state = dict(global_step=self.global_step, num_restarts=self.num_restarts)
-        state |= dict(episode=self.episode, episode_return=self.episode_return)
+        state = {k: getattr(self, k) for k in ("global_step", "num_restarts", "episode")}
         actions = [torch.tensor(np.frombuffer(x, self.obs.dtype)) for x in self.actions]
-        return state | dict(obs=torch.tensor(self.obs), actions=actions)
+        state |= dict(episode_return=self.episode_return, actions=actions)
+        return state | dict(obs=torch.tensor(self.obs))
 
     def load_state_dict(self, state):
         self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
@@ -544,25 +537,25 @@ class Envs:
 class Run:
     """The run directory: arguments, sources, every episode, metrics, the last checkpoint."""
 
-    may_change = {"run_dir", "checkpoint_every", "capture_video", "track"}
-    may_change |= {"wandb_project_name", "wandb_entity"}
+    may_change = ("run_dir", "checkpoint_every", "capture_video", "track", "wandb_project_name")
 
     def __init__(self, args, script):
         """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
         self.args, self.script, self.sources = args, Path(script).name, sources(script)
-        self.dir = Path(args.run_dir or "").absolute()  # an environment may change the working directory
+        self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
         self.saved_args, self.summary, self.files = {}, {}, {}
         self.rows = {"metrics.csv": [], "episodes.csv": []}
         self.seconds = self.last_step = 0
-        self.exit_code = None  # what a signal asks for
+        self.exit_code = None  # that a signal asks for
         found = {path.name: path for path in self.dir.glob("*")} if args.run_dir else {}
-        if all(x.is_file() and not x.stat().st_size or n == "args.json.tmp" for n, x in found.items()):
-            return  # there is nothing, or what a start that was cut short has left
+        others = [x for x in found.values() if x.is_dir() or x.stat().st_size and x.suffix != ".tmp"]
+        if not others:
+            return  # there is nothing but what a start that was cut short may leave
         try:
             self.saved_args = dict(json.loads((self.dir / "args.json").read_text()))
             if "summary.json" in found:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
-            same = [self.sources[n] == x.read_bytes() for n, x in found.items() if n in self.sources]
+            same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
         except (OSError, ValueError, TypeError) as error:
             raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
         for name, x in asdict(args).items():
@@ -570,8 +563,8 @@ class Run:
                 flag = f"--{name.replace('_', '-')}"
                 raise Stop(2, f"--run-dir {args.run_dir}: holds a run with {flag} {old}, not {x}")
         if not all(same):
-            how = f"resume with python {args.run_dir}/{self.script}"
-            raise Stop(2, f"--run-dir {args.run_dir}: begun by another version of the script; {how}")
+            how = f"resume with `python {args.run_dir}/{self.script}`"
+            raise Stop(2, f"--run-dir {args.run_dir}: begun by another version of this; {how}")
 
     def start(self):
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
@@ -585,16 +578,13 @@ class Run:
                     break
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
-            lock(self.files["metrics.csv"])
-        except BlockingIOError:
-            raise Stop(2, f"--run-dir {args.run_dir}: another process is at work on it") from None
         except OSError as error:
             raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
-        versions = {"python": platform.python_version(), "threads": torch.get_num_threads()}
-        versions["device"] = f"cpu with {torch.backends.cpu.get_cpu_capability()}"
-        for package in ("torch", "gymnasium", "mujoco", "ale-py", "numpy"):
-            with suppress(PackageNotFoundError):
-                versions[package] = version(package)
+        lock(self.files["metrics.csv"], args.run_dir)
+        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
+        versions = {d.name: d.version for d in distributions() if d.name in packages}
+        versions |= dict(python=platform.python_version(), device=device_name(args))
+        versions["threads"] = torch.get_num_threads()
         if not self.saved_args:
             commit = subprocess.run(
                 "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
@@ -604,8 +594,9 @@ class Run:
             self.saved_args |= dict(versions=versions, git_commit=commit)
             self.saved_args["wandb_id"] = os.urandom(4).hex()
             self.write("args.json", self.saved_args)
-        for name in self.sources.keys() - {path.name for path in self.dir.iterdir()}:
-            self.write(name, self.sources[name])
+        for name, code in self.sources.items():
+            if not (self.dir / name).exists():
+                self.write(name, code)
         if (old := self.saved_args.get("versions")) != versions:
             show(f"warning: begun with {old}, goes on with {versions}: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
@@ -657,19 +648,19 @@ class Run:
         """
         self.start()
         self.state, path, iteration = state, self.dir / "checkpoint.pt", 0
-        if path.exists():
-            try:
+        try:
+            if path.exists():
                 saved = torch.load(path, map_location="cpu", weights_only=True)
                 if saved["run"] != self.saved_args["wandb_id"]:
                     raise ValueError("it was made by another run")
                 iteration, self.last_step, self.seconds, self.rows = saved["progress"]
                 for name, part in state.items():
                     part.load_state_dict(saved[name])
-            except Exception as error:
-                if isinstance(error, Stop):
-                    raise
-                raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
-            show(f"goes on after iteration {iteration}")
+                show(f"goes on after iteration {iteration}")
+        except Stop:
+            raise
+        except Exception as error:
+            raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
@@ -735,7 +726,7 @@ class Run:
             path = self.dir / "videos" / f"step-{step}.gif"
             play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
         except Exception as error:
-            show(f"no video of step {step}: {error}")
+            show(f"no video at step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
 
@@ -771,8 +762,7 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     """
     returns, frames, rng = [], [], np.random.default_rng((seed, 1))
     args = replace(args, num_envs=1, seed=seed)
-    envs = Envs(args, lambda step, episode_return, length: returns.append(episode_return), video)
-    try:
+    with closing(Envs(args, lambda step, score, length: returns.append(score), video)) as envs:
         fps = envs.envs[0].metadata.get("render_fps", 30)
         every = max(1, round(fps / 25))
         while not returns and envs.global_step < 10_000 and not stop():
@@ -780,8 +770,6 @@ def play(args, agent, seed, video=None, stop=lambda: False):
                 frames.append(envs.envs[0].render())
             noise = rng.standard_normal((1, envs.action_size), np.float32)
             envs.step(agent.act(torch.tensor(envs.obs), torch.from_numpy(noise)).numpy())
-    finally:
-        envs.close()
     if video and not stop():
         import imageio
 
@@ -802,7 +790,8 @@ def evaluate(args, policy):
         env = make_env(run_args, args.capture_video)
         env.close()
         agent = policy(env.observation_space.shape[0], env.action_space.shape[0], run_args)
-        if {k: x.shape for k, x in agent.state_dict().items()} != {k: x.shape for k, x in weights.items()}:
+        shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
+        if shapes[0] != shapes[1]:
             raise ValueError(f"its agent is not for {run_args.env_id}")
         agent.load_state_dict(weights)
     except Exception as error:
@@ -815,31 +804,37 @@ def evaluate(args, policy):
         show(f"episode {i}: return {returns[-1]:.1f}" + (f", {video}" if video else ""))
     mean, std = np.mean(returns), np.std(returns, ddof=1)
     half = 2.262 * std / 10**0.5  # 2.262: Student's t, 9 degrees of freedom
-    show(f"mean {mean:.1f} (95% {mean - half:.1f} to {mean + half:.1f}), standard deviation {std:.1f}")
+    interval = f"95% {mean - half:.1f} to {mean + half:.1f}"
+    show(f"mean {mean:.1f} ({interval}), standard deviation {std:.1f}")
     return 0
 
 
-def lock(file):
-    """Keeps other processes out. Raises BlockingIOError if one is in."""
+def lock(file, run_dir):
+    """Keeps other processes out. Raises Stop(2) if one is in."""
     try:
         import fcntl  # Windows has none
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise
+        raise Stop(2, f"--run-dir {run_dir}: another process is at work on this run") from None
     except (ImportError, OSError) as error:
         show(f"no file locks ({error}): nothing keeps a second process out of this run")
 
 
+def device_name(args):
+    return f"cpu with {torch.backends.cpu.get_cpu_capability()}"
+
+
 def sources(script):
-    """{name: bytes} of a script and of those beside it or this file that it imports."""
+    """{name: bytes} of a script and of what lies beside it or this file that it imports."""
     found, todo = {}, [Path(script).resolve()]
+    folders = [todo[0].parent, Path(__file__).resolve().parent]
     while todo:
         path = todo.pop()
         found[path.name] = path.read_bytes()
-        for name in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M):
-            paths = {folder / f"{name}.py" for folder in (path.parent, Path(__file__).resolve().parent)}
-            todo += [p for p in paths if p.exists() and p.name not in found]
+        names = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
+        paths = [next((p for f in folders if (p := f / f"{n}.py").exists()), path) for n in names]
+        todo += [path for path in paths if path.name not in found]
     return found
 
 
@@ -855,8 +850,7 @@ def check_numbers(args):
         x, is_int = getattr(args, f.name), f.type == Int
         low, high = LIMITS.get(f.name, (1 if is_int else 1e-12, 1e12))
         if type(x) in (int, float) and (not low <= x <= high or is_int and x % 1):
-            kind = "an int" if is_int else "a number"
-            flag = f"--{f.name.replace('_', '-')}"
+            kind, flag = "an int" if is_int else "a number", f"--{f.name.replace('_', '-')}"
             raise ValueError(f"{flag} {x}: must be {kind} from {low:g} to {high:g}")
         setattr(args, f.name, int(x) if is_int else x)
 
@@ -889,12 +883,7 @@ def main(train, flags, script, policy=Agent):
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
         pass  # in place of a standard stream that is closed, or a file would come to be it
     os.close(fd)
-    np.seterr(all="ignore")  # as torch does
-    gym.logger.min_level = gym.logger.ERROR
-    warnings.filterwarnings("ignore", module="torch")
-    torch.distributions.Distribution.set_default_validate_args(False)  # would ask tensors' values
-    if sys.platform == "linux" and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
+    prepare()
     run = envs = None
     try:
         args = parse(sys.argv[1:], flags, script, train.__globals__["__doc__"])
@@ -903,7 +892,7 @@ def main(train, flags, script, policy=Agent):
             return evaluate(args, policy)
         run = Run(args, script)
         if (status := run.summary.get("status")) in ("finished", "diverged"):
-            show(f"{args.run_dir}: already {status}, score {run.summary['score']}")
+            show(f"{args.run_dir}: already {status}, score {run.summary['score']:.2f}")
             return 0 if status == "finished" else 3
         if args.capture_video:
             make_env(args, video=True).close()
@@ -928,6 +917,14 @@ def main(train, flags, script, policy=Agent):
             envs.close()
 
 
+def prepare():
+    """What this script wants of its process."""
+    gym.logger.min_level = gym.logger.ERROR
+    warnings.filterwarnings("ignore", module="torch")
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
+
+
 # --------------------------------------------------------------------------------------------------
 # Below this line: a fast replay. `--no-compile` skips all of it; it changes nothing but rounding.
 #
@@ -948,21 +945,27 @@ class Replay:
     """
 
     def __init__(self, enabled, function, *inputs):
-        self.function, self.operations, self.calls, self.mismatch = function, None, 0, 0
+        torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
+        np.seterr(all="ignore")  # as torch does
+        self.function, self.operations, self.calls, self.mismatch = function, [], 0, 0
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
+        owners = [getattr(function, "__self__", None), *getattr(function, "args", ())]
+        modules = [x.state_dict() for x in owners if isinstance(x, nn.Module)]
+        self.state = {name: x for module in modules for name, x in module.items()}
         if enabled:
-            random_state = torch.get_rng_state()
-            with Recorder() as recorder:
-                result = function(*self.inputs)
-            self.outputs, self.operations = as_numpy(result), recorder.operations
-            self.state, before = zip(*recorder.changed.values()) if recorder.changed else ((), ())
-            self.put_back(random_state, before)
+            before = self.copy()
+            with Recorder(self.operations, (self.inputs, self.state)):
+                self.result = as_numpy(function(*self.inputs))
+            self.put_back(before)
 
-    def put_back(self, random_state, state):
-        torch.set_rng_state(random_state)
-        for x, before in zip(self.state, state):
-            x.copy_(before)
+    def copy(self):
+        return torch.get_rng_state(), {name: x.clone() for name, x in self.state.items()}
+
+    def put_back(self, copy):
+        torch.set_rng_state(copy[0])
+        for name, x in self.state.items():
+            x.copy_(copy[1][name])
 
     def __call__(self, *inputs):
         for array, x in zip(self.arrays, inputs):
@@ -972,174 +975,152 @@ class Replay:
             return as_numpy(self.function(*self.inputs))
         self.calls += 1
         if self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1:
-            self.run_and_compare()
+            self.compare()
         else:
             for operation in self.operations:
                 operation()
-        return self.outputs
+        return self.result
 
-    def run_and_compare(self):
-        """Raises Stop(1) if the replay differs from the function, by more than rounding, twice.
+    def compare(self):
+        """Repeats function and runs it, too. Raises Stop(1) if they differ twice, beyond rounding.
 
         Once may be a sample at the very edge of the clip that rounding has put beyond it.
         """
-        random_state, before = torch.get_rng_state(), [x.clone() for x in self.state]
-        expected = [x.clone() for x in tree_leaves(self.function(*self.inputs))]
-        expected += [x.clone() for x in self.state]
-        self.put_back(random_state, before)
+        before = self.copy()
+        result = torch.as_tensor(as_numpy(self.function(*self.inputs))).clone()
+        expected = {"what it returns": result, **self.copy()[1]}
+        self.put_back(before)
         for operation in self.operations:
             operation()
-        found = [*map(torch.as_tensor, tree_leaves(self.outputs)), *self.state]
-        before = [torch.zeros(())] * (len(found) - len(before)) + before
-        for x, y, old in zip(found, expected, before):
-            tolerance = 1e-2 * (y - old).norm() + 1e-5 * y.norm() + 1e-5
-            if (x - y).norm() > tolerance:
+        found = {"what it returns": torch.as_tensor(self.result), **self.state}
+        for name, x in expected.items():
+            change = (x - before[1].get(name, 0)).norm()
+            if (found[name] - x).norm() > 1e-2 * change + 1e-5 * x.norm() + 1e-5:
                 if self.mismatch:
-                    parts = [*getattr(self.function, "args", ()), getattr(self.function, "__self__", 0)]
-                    states = [x.state_dict() for x in parts if isinstance(x, nn.Module)]
-                    names = {x.data_ptr(): name for part in states for name, x in part.items()}
-                    name = names.get(x.data_ptr(), "what it returns")
-                    raise Stop(1, f"the replay of {self.function} differs in {name}: --no-compile")
+                    what = getattr(self.function, "func", self.function).__name__
+                    raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
                 self.mismatch = self.calls
-                return
+                break
 
 
 def as_numpy(result):
-    return tree_map_only(torch.Tensor, lambda x: x.detach().numpy(), result)
+    return result.detach().numpy()
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the operations of a function, and {address: (tensor, copy)} of what they change."""
+    """Puts into operations what repeats those that are called while it is on.
+
+    varying are the addresses of tensors that change between calls, and of what depends on them.
+    """
 
     _should_skip_dynamo = classmethod(lambda cls: False)  # to import that takes 1 s and 70 MiB
 
-    def __init__(self):
+    def __init__(self, operations, tensors):
         super().__init__()
-        self.operations, self.changed, self.made, self.constant = [], {}, set(), set()
+        self.operations, self.varying = operations, addresses(tensors)
 
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
-        kwargs, parameters, Tag = kwargs or {}, target._schema.arguments, torch.Tag
-        reads_values = {Tag.data_dependent_output, Tag.dynamic_output_shape} & set(target.tags)
+        kwargs, name, tags, Tag = kwargs or {}, target.name(), set(target.tags), torch.Tag
+        reads_values = tags & {Tag.data_dependent_output, Tag.dynamic_output_shape}
         if target.namespace != "aten" or reads_values:
             line = [f for f in traceback.extract_stack() if "/torch/" not in f.filename][-2]
             where = f"{Path(line.filename).name}, line {line.lineno}, `{line.line}`"
-            raise Stop(2, f"{where}: cannot be repeated on other numbers ({target}): --no-compile")
-        named = {p.name: x for p, x in zip(parameters, args)} | kwargs
-        changes = [named.get(p.name) for p in parameters if p.alias_info and p.alias_info.is_write]
-        for x in filter(torch.is_tensor, tree_leaves(changes)):
-            if memory(x) & self.constant:  # it will have to be made anew
-                self.constant -= memory(x)
-                self.operations.insert(0, partial(x.detach().copy_, x.clone()))
-            if not memory(x) & self.made:
-                self.changed.setdefault(x.data_ptr(), (x.detach(), x.detach().clone()))
+            raise Stop(2, f"{where}: {name} cannot be repeated on other numbers: use --no-compile")
+        in_place = target._schema.is_mutable
+        if in_place and not addresses(args[0]) <= self.varying:  # a constant so far
+            self.operations.insert(0, partial(args[0].detach().copy_, args[0].clone()))
         result = target(*args, **kwargs)
-        if target.name() == "aten::expand" and 0 in result.stride():
+        if name == "aten::expand" and 0 in result.stride():
             result = result.contiguous()  # numpy is slow where a stride is 0
-        elif target.is_view and target.name() != "aten::lift_fresh":  # which makes a constant
+        elif target.is_view:
             return result
-        if not changes:
-            self.made |= memory(result)
-        inputs = set() if target.name() in MAKE_CONSTANTS else memory((args, kwargs))
-        if not changes and inputs <= self.constant and Tag.nondeterministic_seeded not in target.tags:
-            self.constant |= memory(result)
-            return result
-        tensors = tree_map_only(torch.Tensor, torch.Tensor.detach, (result, *args))
-        self.operations += repeated(target, tensors, kwargs, bool(changes))
+        varies = Tag.nondeterministic_seeded in tags or addresses((args, kwargs)) & self.varying
+        if in_place or varies and name not in ("aten::ones_like", "aten::zeros_like"):
+            self.varying |= addresses(result)
+            self.operations += repeated(target, in_place, *detached((result, args, kwargs)))
         return result
 
 
-MAKE_CONSTANTS = ("aten::lift_fresh", "aten::ones_like", "aten::zeros_like", "aten::empty_like")
+def detached(nested):
+    return tree_map_only(torch.Tensor, torch.Tensor.detach, nested)
 
 
-def memory(nested):
-    """The addresses of the tensors in a nested structure; those of views are their originals'."""
+def addresses(nested):
+    """Of the tensors in a nested structure; views are where their originals are."""
     return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
 
 
-def repeated(target, tensors, kwargs, in_place):
-    """The operations that make result, the first of tensors, of the others once more."""
-    (result, *args), name = tensors, str(target).removeprefix("aten.")
-    dtypes = {x.dtype for x in tree_leaves(tensors) if torch.is_tensor(x)}
+def repeated(target, in_place, result, args, kwargs):
+    """Functions of nothing that fill result once more as target(*args, **kwargs) did."""
+    name, calls = str(target).removeprefix("aten."), None
+    dtypes = {x.dtype for x in tree_leaves((result, args)) if torch.is_tensor(x)}
     if name in NUMPY and dtypes <= {torch.float32, torch.bool} and "alpha" not in kwargs:
-        arrays = tree_map_only(torch.Tensor, torch.Tensor.numpy, tensors)
-        if operations := NUMPY[name](*arrays):
-            return operations
-    if in_place:
-        return [partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)]
+        calls = NUMPY[name](*tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args)))
+    if calls:  # of (function, *its arguments)
+        scalars = [[np.array(x, np.float32) if is_number(x) else x for x in call] for call in calls]
+        return [partial(f, *(map(row, xs) if isinstance(f, np.ufunc) else xs)) for f, *xs in scalars]
+    operation = partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)
 
     def fill():
-        for x, new in zip(tree_leaves(result), tree_leaves(target(*args, **kwargs))):
+        for x, new in zip(tree_leaves(result), tree_leaves(operation())):
             x.copy_(new)
 
-    return [fill]
+    return [operation if in_place else fill]
 
 
-def number(x):
-    return np.array(x, np.float32) if isinstance(x, float | int) else x
+def is_number(x):
+    return isinstance(x, float | int) and not isinstance(x, bool)
 
 
-def elementwise(function, out, *xs):  # numpy is faster on a vector than on a matrix of one row
-    *xs, out = (x[0] if np.ndim(x) == 2 and len(x) == 1 else number(x) for x in (*xs, out))
-    if function in (np.maximum, np.minimum):  # which want a keyword, slower elsewhere
-        return [partial(function, *xs, out=out)]
-    return [partial(function, *xs, out)]
-
-
-def matrix_product(out, x, w):
-    return [partial(x[0].dot, w, out[0]) if len(x) == 1 else partial(x.dot, w, out)]
+def row(x):  # numpy is faster on a vector than on a matrix of one row
+    return x[0] if np.ndim(x) == 2 and len(x) == 1 else x
 
 
 def total(out, x, axes=None, keep=False):
     if x.ndim == 2 and axes in ([0], [1], [-1]):  # faster than np.add.reduce
         ones = np.ones(x.shape[axes[0]], np.float32)
-        return [partial(*((ones.dot, x) if axes == [0] else (x.dot, ones)), out.reshape(-1))]
-    return [partial(np.add.reduce, x, axes and tuple(axes), None, out, keep)]
+        return [(*((ones.dot, x) if axes == [0] else (x.dot, ones)), out.reshape(-1))]
+    return [(partial(np.add.reduce, x, axes and tuple(axes), None, out, keep),)]
 
 
-def mean(out, x):
-    total = np.empty_like(out)  # in place an operation on one number is slow
-    return [partial(np.add.reduce, x, None, None, total), partial(np.divide, total, number(x.size), out)]
-
-
-def power(out, x, y):
-    return elementwise(np.square if y == 2 else np.positive, out, x) if y in (1, 2) else None
-
-
-def vector_norm(out, x, p):
-    return [partial(x.reshape(-1).dot, x.reshape(-1), out), partial(np.sqrt, out, out)] if p == 2 else None
-
-
-NUMPY = {  # by PyTorch's name: from its result and arguments, the operations of numpy, or None
-    "_to_copy.default": lambda out, x: [partial(np.copyto, out, x)],
-    "addmm.default": lambda out, b, *x: matrix_product(out, *x) + elementwise(np.add, out, out, b),
-    "clamp.default": lambda out, x, *ends: [partial(x.clip, *map(number, ends), out=out)],
-    "clamp.Tensor": lambda out, x, *ends: [partial(x.clip, *ends, out=out)],
-    "expand.default": lambda out, x, *_: [partial(np.copyto, out, x)],
-    "linalg_vector_norm.default": vector_norm,
-    "masked_fill_.Scalar": lambda out, x, mask, y: [partial(np.copyto, out, number(y), where=mask)],
-    "mean.default": mean,
-    "mm.default": matrix_product,
-    "pow.Tensor_Scalar": power,
-    "rsub.Scalar": lambda out, x, y: elementwise(np.subtract, out, y, x),
-    "stack.default": lambda out, xs: [partial(np.copyto, out[i, ...], x) for i, x in enumerate(xs)],
+dot = np.ndarray.dot
+NUMPY = {  # by PyTorch's name: from its result and arguments, (numpy's function, *arguments), or None
+    "_to_copy.default": lambda out, x: [(np.copyto, out, x)],
+    "addmm.default": lambda out, b, x, w: [(dot, row(x), w, row(out)), (np.add, out, b, out)],
+    "clamp.default": lambda out, x, low, high=None: [(x.clip, low, high, out)],
+    "clamp.Tensor": lambda out, x, low, high=None: [(x.clip, low, high, out)],
+    "expand.default": lambda out, x, *_: [(np.copyto, out, x)],
+    "linalg_vector_norm.default": lambda out, x, p: p == 2 and x.flags.c_contiguous and [
+        (dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out),
+    ],
+    "masked_fill_.Scalar": lambda out, x, mask, y: [(np.copyto, out, y, "same_kind", mask)],
+    "maximum.default": lambda out, x, y: [(partial(np.maximum, out=out), x, y)],
+    "mean.default": lambda out, x: [  # not all in out: in place an operation on a number is slow
+        *total(sum := np.empty_like(out), x), (np.divide, sum, x.size, out),
+    ],
+    "minimum.default": lambda out, x, y: [(partial(np.minimum, out=out), x, y)],
+    "mm.default": lambda out, x, w: [(dot, row(x), w, row(out))],
+    "pow.Tensor_Scalar": lambda out, x, y: {1: [(np.positive, x, out)], 2: [(np.square, x, out)]}.get(y),
+    "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],
+    "stack.default": lambda out, xs: [(np.copyto, out[i, ...], x) for i, x in enumerate(xs)],
     "sum.default": total,
     "sum.dim_IntList": total,
     "tanh_backward.default": lambda out, g, y: [
-        partial(np.square, y, out), partial(np.subtract, number(1), out, out),
-        partial(np.multiply, g, out, out),
+        (np.square, y, out), (np.subtract, 1, out, out), (np.multiply, g, out, out),
     ],
     "where.self": lambda out, mask, x, y: [
-        partial(np.copyto, out, y), partial(np.copyto, out, x, where=mask),
+        (np.copyto, out, y), (np.copyto, out, x, "same_kind", mask),
     ],
 }  # fmt: skip
 SAME = dict(
-    abs="absolute", add="add", add_="add", div="divide", eq="equal", exp="exp", ge="greater_equal",
-    gt="greater", le="less_equal", log="log", logical_and="logical_and", lt="less",
-    maximum="maximum", minimum="minimum", mul="multiply", mul_="multiply", neg="negative",
-    reciprocal="reciprocal", sqrt="sqrt", sub="subtract", tanh="tanh",
+    abs=np.abs, add=np.add, add_=np.add, div=np.divide, eq=np.equal, exp=np.exp,
+    ge=np.greater_equal, gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and,
+    lt=np.less, mul=np.multiply, mul_=np.multiply, neg=np.negative, reciprocal=np.reciprocal,
+    sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh,
 )  # fmt: skip
-for kind in ("default", "Tensor", "Scalar"):
-    NUMPY |= {f"{k}.{kind}": partial(elementwise, getattr(np, v)) for k, v in SAME.items()}
+for name, function in SAME.items():
+    for kind in ("default", "Tensor", "Scalar"):
+        NUMPY[f"{name}.{kind}"] = lambda out, *xs, f=function: [(f, *xs, out)]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 ALL = [import_module(path.stem) for path in sorted(ROOT.glob("ppo_*.py"))]
-SCRIPTS = [script for script in ALL if script.__name__ != "ppo_atari"]
+MUJOCO_SCRIPTS = [script for script in ALL if script.__name__ != "ppo_atari"]
+SCRIPTS = MUJOCO_SCRIPTS  # its former name
 torch.set_num_threads(1)
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the forkserver, and for toys
 
@@ -25,7 +26,7 @@ def pytest_make_parametrize_id(val):
     return getattr(val, "__name__", None)
 
 
-class Notes:
+class FakeRun:
     """Stands in for a script's Run: keeps what train() hands to it."""
 
     def __init__(self):
@@ -38,13 +39,17 @@ class Notes:
 
     def check(self, iteration, **tensors):
         if "obs" in tensors:
-            self.rollouts.append({name: np.copy(x) for name, x in tensors.items()})
+            copies = {k: list(x) if isinstance(x, list) else np.copy(x) for k, x in tensors.items()}
+            self.rollouts.append(copies)
 
-    def log(self, iteration, **row):
-        self.rows.append(row)
+    def log(self, iteration, step=None, last=None, metrics=None, **row):  # row: the old ppo_atari.py
+        self.rows.append(row if metrics is None else dict(metrics))
 
     def episode(self, *row):
         self.episodes.append(row)
+
+
+Notes = FakeRun  # its former name
 
 
 def minibatch_of(script, agent, size):
@@ -53,29 +58,25 @@ def minibatch_of(script, agent, size):
     with torch.no_grad():
         pi, value = agent(obs)
         actions = pi.sample()
-        old = [pi.log_prob(actions)]
-    if script.__name__ == "ppo_klpen":
-        old += [pi.mean, pi.stddev]
+        old = [pi.mean, pi.stddev] * (script.__name__ == "ppo_klpen") + [pi.log_prob(actions)]
     return obs, actions, *old, torch.randn(size), torch.randn(size), value
 
 
 def update(script, agent, minibatch, adam=None, learning_rate=0.0, step=None, **flags):
-    """The METRICS of one call of script.update, or of its compiled form step, as a dict."""
+    """The METRICS of one call of script.update, or of its replay step, as a dict."""
     args = script.Args(**flags)
     coefs = [x for name, x in vars(args).items() if name in ("clip_coef", "kl_coef")]
     adam = adam or script.Adam(agent.parameters(), args.adam_eps)
     step = step or eager(script.update, agent, adam, args)
-    rows, batch = np.arange(len(minibatch[0])), [x.numpy() for x in minibatch]
-    metrics = step(rows, learning_rate, *coefs, *batch)
+    metrics = step(learning_rate, *coefs, *(x.numpy() for x in minibatch))
     return dict(zip(script.METRICS, metrics.tolist()))
 
 
 def eager(function, *fixed):
-    """What compiled() returns, without the compiling."""
+    """What Replay(True, partial(function, *fixed), ...) stands for, in plain PyTorch."""
 
-    def step(rows, *batch):
-        some = (x if isinstance(x, float) else x[rows] for x in batch)
-        return function(*fixed, *(torch.tensor(x) for x in some))
+    def step(*inputs):
+        return function(*fixed, *(torch.as_tensor(x) for x in inputs)).detach().numpy()
 
     return step
 
@@ -84,22 +85,30 @@ forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["conftest", "mujoco"])
 
 
-def become(path, argv, cwd, output):
-    """Makes this process the program `PYTHONPATH=. python path argv` in cwd."""
+def become(path, argv, cwd, output, before):
+    """Makes this process the program `PYTHONPATH=. python path argv` in cwd; first runs before."""
     os.chdir(cwd)
     for fd, file in zip((1, 2), output):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    for script in ALL:  # another folder may have its own
+        sys.modules.pop(script.__name__, None)
+    np.random.seed()  # or every program would begin with the same state of it
     sys.argv, sys.path = [path, *argv], [os.path.dirname(path), str(cwd), *sys.path]
+    exec(before, {})
     runpy.run_path(path, run_name="__main__")
 
 
 class Program:
-    """A script running in directory cwd; forked with torch imported, it starts in 0.1 s, not 2."""
+    """A script running in directory cwd; forked with torch imported, it starts in 0.1 s, not 2.
 
-    def __init__(self, script, cwd, *argv):
+    script is a module or a path; before is Python code that is run first.
+    """
+
+    def __init__(self, script, cwd, *argv, before=""):
         cwd.mkdir(exist_ok=True)
         self.output = [cwd.with_name(f"{cwd.name}.{name}") for name in ("stdout", "stderr")]
-        args = script.__file__, [str(x) for x in argv], cwd, self.output
+        path = str(getattr(script, "__file__", script))
+        args = path, [str(x) for x in argv], cwd, self.output, before
         self.process = forkserver.Process(target=become, args=args, daemon=True)
         self.process.start()
 
@@ -135,7 +144,8 @@ def rows(path):
 
 def results(run_dir):
     """All that the same command must reproduce byte for byte."""
-    metrics = [{**row, "seconds": "", "sps": ""} for row in rows(run_dir / "metrics.csv")]
+    times = {"seconds", "sps", "rollout_seconds", "update_seconds"}
+    metrics = [{k: x for k, x in row.items() if k not in times} for row in rows(run_dir / "metrics.csv")]
     return {
         "episodes.csv": (run_dir / "episodes.csv").read_bytes(),
         "metrics.csv": metrics,

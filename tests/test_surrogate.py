@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ALL, SCRIPTS, Program, minibatch_of, rows, update
+from conftest import ALL, MUJOCO_SCRIPTS, Program, minibatch_of, rows, update
 from torch.distributions import kl_divergence
 
 import ppo_klpen
@@ -54,10 +54,14 @@ def test_clipped_objective_by_hand(script, log, ratio, advantage, value, gradien
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 1.1, 1.5])
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
 def test_unclipped_and_penalised_objectives_by_hand(ratio, advantage):
-    """Eq. 6 is r A wherever r is; eq. 8 takes off beta times KL."""
-    assert [ratio * advantage, advantage, ratio] == value_and_gradients(
-        ppo_noclip.surrogate, ratio, advantage
+    """Eq. 6 is r A and eq. 2 log pi A, wherever r is; eq. 8 takes off beta times KL."""
+    assert [ratio * advantage, advantage, 0, ratio] == value_and_gradients(
+        lambda r, logp, a: ppo_noclip.surrogate(r, logp, a) + 0 * logp.sum(), ratio, -1.5, advantage
     )
+    assert [-1.5 * advantage, 0, advantage, -1.5] == value_and_gradients(
+        lambda r, logp, a: ppo_noclip.surrogate(r, logp, a, "pg") + 0 * r.sum(),
+        ratio, -1.5, advantage,
+    )  # fmt: skip
     assert [ratio * advantage - 3 * 0.25, advantage, ratio, -3] == value_and_gradients(
         lambda r, a, kl: ppo_klpen.surrogate(r, a, kl, kl_coef=3), ratio, advantage, 0.25
     )
@@ -69,7 +73,8 @@ def test_all_objectives_agree_at_ratio_1():
     for surrogate in (
         *(lambda r, script=script: script.surrogate(r, advantage, 0.2) for script in CLIPPED),
         *(lambda r, script=script: script.surrogate(r, advantage, 0.2, True) for script in CLIPPED),
-        lambda r: ppo_noclip.surrogate(r, advantage),
+        lambda r: ppo_noclip.surrogate(r, r.log(), advantage),
+        lambda r: ppo_noclip.surrogate(r, 1 + r.log(), advantage, "pg"),
         lambda r: ppo_klpen.surrogate(r, advantage, zeros, kl_coef=3),
     ):
         ratio = torch.ones(4, requires_grad=True)
@@ -78,11 +83,11 @@ def test_all_objectives_agree_at_ratio_1():
         torch.testing.assert_close(torch.autograd.grad(value, ratio)[0], advantage / 4)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_kl_runs_from_old_to_new(script):
     """The KL that is reported, and penalised, is KL[pi_old, pi], in closed form or sampled."""
     torch.manual_seed(1)
-    agent = script.Agent(3, 2, "orthogonal", 5.0)
+    agent = script.Agent(3, 2, script.Args())
     minibatch = minibatch_of(script, agent, 100_000)
     old = agent(minibatch[0])[0]
     with torch.no_grad():
@@ -108,6 +113,7 @@ def test_beta_follows_a_scripted_kl_sequence():
         beta = ppo_klpen.adapt(beta, kl, kl_target=0.01)
         betas.append(beta)
     assert betas == [1, 2, 4, 8, 8, 8, 4, 2, 4]
+    assert [ppo_klpen.adapt(1.0, kl, 0.01, 2, 3) for kl in (0.021, 0.019, 0.0049)] == [3, 1, 1 / 3]
     assert [ppo_klpen.adapt(1.0, kl, 3.0) for kl in (2.0, 4.5)] == [1, 1]
 
 

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, Notes, eager, minibatch_of, update
+from conftest import MUJOCO_SCRIPTS, FakeRun, minibatch_of, update
 from test_gae import eq11
 
 O, A, T, N = 3, 2, 16, 3
 
 
-class Tape:
+class FakeEnvs:
     """Environments that play a random tape, whatever the actions, and keep what was played."""
 
     obs_size, action_size = O, A
@@ -32,12 +32,14 @@ class Tape:
         truncations = dones * (self.rng.random(N) < 0.5)
         rewards, returns = self.normal(2, N), self.normal(0.1, N)  # some are clipped to +-10
         results = rewards, returns, dones, truncations, self.observe()
-        self.played.append((self.obs, actions.copy(), *results))
-        self.obs = self.observe()
+        self.played.append((self.obs.copy(), actions.copy(), *results))
+        self.obs[...] = self.observe()
 
-    def outcomes(self):
+    def pop_steps(self):
         _, _, *arrays, truncations, final_obs, _ = self.rollout(len(self.played) // T - 1)
-        return *arrays, [(t, n, final_obs[t, n]) for t, n in np.argwhere(truncations)]
+        steps = dict(zip(("rewards", "returns", "dones"), map(torch.tensor, arrays)))
+        cut = np.argwhere(truncations)
+        return steps | dict(truncations=[(t, n, torch.tensor(final_obs[t, n])) for t, n in cut])
 
     def rollout(self, iteration):
         """obs, actions, rewards, returns, dones, truncations, final_obs [T, N, ...], next obs."""
@@ -91,7 +93,7 @@ class Reference:
 
     def surrogate(self, ratio, advantage, kl, epsilon):
         if self.kind == "ppo_noclip":
-            return ratio * advantage
+            return ratio.log() * advantage if self.args.surrogate == "pg" else ratio * advantage
         if self.kind == "ppo_klpen":
             return ratio * advantage - self.beta * kl
         low, high = self.bounds(epsilon)
@@ -174,8 +176,9 @@ class Reference:
         if self.beta is not None:
             row["kl_coef"] = self.beta
             if args.adapt_kl_coef:
-                self.beta *= 2 if final_kl > 1.5 * args.kl_target else 1
-                self.beta /= 2 if final_kl < args.kl_target / 1.5 else 1
+                low, high = args.kl_target / args.kl_tolerance, args.kl_target * args.kl_tolerance
+                self.beta *= args.kl_factor if final_kl > high else 1
+                self.beta /= args.kl_factor if final_kl < low else 1
         return taken, row, len(metrics)
 
 
@@ -192,190 +195,96 @@ FLAGS = {
 }  # fmt: skip
 OWN_FLAGS = {
     "ppo_continuous": dict(clip_log_ratio=True, anneal_clip_coef=True),
-    "ppo_noclip": {},
+    "ppo_noclip": dict(surrogate="pg"),
     "ppo_klpen": dict(adapt_kl_coef=False, kl_coef=3.0),
 }
 
 
+def own_flags(script, flags):
+    return FLAGS[flags] | (OWN_FLAGS[script.__name__] if flags == "strict" else {})
+
+
 @pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_three_iterations_equal_an_independent_implementation(script, flags, monkeypatch):
     """Actions, metrics and weights, to 1e-9 in float64: everything between two env.step."""
     args = dict(num_envs=N, num_steps=T, minibatch_size=12, total_timesteps=3 * T * N)
-    args |= dict(learning_rate=3e-3, update_epochs=4, seed=5) | FLAGS[flags]
-    args = script.Args(**args | (OWN_FLAGS[script.__name__] if flags == "strict" else {}))
-    calls, notes, tape = [], Notes(), Tape()
-
-    def counting(function, *fixed):
-        return eager(lambda *x: calls.append(0) or function(*x), *fixed)
-
-    monkeypatch.setattr(script, "compiled", counting)
+    args |= dict(learning_rate=3e-3, update_epochs=4, seed=5, init_log_std=-0.3, compile=False)
+    args = script.Args(**args | own_flags(script, flags))
+    function, calls, run = script.update, [], FakeRun()
+    monkeypatch.setattr(script, "update", lambda *x: calls.append(0) or function(*x))
     torch.set_default_dtype(torch.float64)
     try:
-        agent = script.train(args, tape, notes)
+        envs = FakeEnvs()
+        agent = script.train(args, envs, run)
     finally:
         torch.set_default_dtype(torch.float32)
 
-    reference, updates = Reference(script, args, notes.weights), 0
-    for i, row in enumerate(notes.rows):
-        rollout = tape.rollout(i)
+    reference, updates = Reference(script, args, run.weights), 0
+    for i, row in enumerate(run.rows):
+        rollout = envs.rollout(i)
         actions, expected, n = reference.iterate(1 - i / 3, rollout)
         updates += n
         np.testing.assert_allclose(rollout[1], actions, rtol=1e-9)
+        if args.__dict__.get("surrogate") == "pg":  # log ratio A in place of log pi A
+            del row["surrogate"], expected["surrogate"]
         assert row == pytest.approx(expected, rel=1e-7)
     assert len(calls) == updates and (updates < 3 * 16) == (args.target_kl is not None)
     for name, x in reference.w.items():
         np.testing.assert_allclose(agent.state_dict()[name], x.detach(), rtol=1e-9, atol=1e-12)
-        assert (x - notes.weights[name]).abs().max() > 1e-3
+        assert (x - run.weights[name]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_first_minibatch_of_every_iteration_has_ratio_1(script, monkeypatch):
     """No weight and no statistic moves between an action and the first use of its ratio."""
-    kl, clip_fraction = [], []
+    kl, clip_fraction, function = [], [], script.update
 
-    def recording(function, *fixed):
-        def record(*x):
-            metrics = function(*x)
-            kl.append(abs(metrics[3].item()))
-            clip_fraction.append(metrics[4].item())
-            return metrics
+    def recording(*x):
+        metrics = function(*x)
+        kl.append(abs(metrics[3].item()))
+        clip_fraction.append(metrics[4].item())
+        return metrics
 
-        return eager(record, *fixed)
-
-    monkeypatch.setattr(script, "compiled", recording)
+    monkeypatch.setattr(script, "update", recording)
     args = dict(num_envs=N, num_steps=T, minibatch_size=12, total_timesteps=4 * T * N, seed=2)
-    script.train(script.Args(**args, learning_rate=3e-3, anneal_lr=False), Tape("f"), Notes())
+    args |= dict(learning_rate=3e-3, anneal_lr=False, compile=False)
+    script.train(script.Args(**args), FakeEnvs("f"), FakeRun())
     assert len(kl) == 160
     assert max(kl[::40]) < 1e-6 and max(clip_fraction[::40]) == 0
     assert min(kl[39::40]) > 1e-4 and min(clip_fraction[39::40]) > 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("flags", FLAGS)
-def test_compiled_update_equals_eager(script, flags):
-    """Step by step, to float32 rounding, while step sizes and statistics go on changing."""
-    flags = FLAGS[flags] | (OWN_FLAGS[script.__name__] if flags == "strict" else {})
-    torch.manual_seed(1)
-    *agents, old = [script.Agent(O, A, "orthogonal", 5.0) for _ in range(3)]
-    agents[1].load_state_dict(agents[0].state_dict())
-    old.log_std.data += 0.3
-    adams = [script.Adam(agent.parameters(), 1e-5) for agent in agents]
-    step = script.compiled(script.update, agents[1], adams[1], script.Args(**flags))
-    for i in range(5):
-        minibatch = minibatch_of(script, old, 64)
-        before = [p.clone() for p in agents[0].parameters()]
-        slow, fast = (
-            update(script, agent, minibatch, adam, 1e-3 / (1 + i), step, **flags)
-            for agent, adam, step in zip(agents, adams, (None, step))
-        )
-        assert fast == pytest.approx(slow, rel=1e-4, abs=1e-6) and slow["clip_fraction"] > 0
-        for p, q, was in zip(agents[0].parameters(), agents[1].parameters(), before):
-            torch.testing.assert_close(q, p, atol=2e-6, rtol=1e-5)
-            assert (p - was).abs().max() > 1e-5
-        for agent in (*agents, old):
-            agent.obs_moments.update(minibatch[0] + i)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_whatever_a_copy_computes_can_be_compiled(script):
-    """What numpy lacks, results in pairs, views, constants, other types, and chance."""
-
-    def unusual(agent, adam, args, x, y):
-        w = agent.actor[0].weight
-        var, mean = torch.var_mean(x @ w.T + torch.tensor(0.5), 0)
-        noise = torch.rand(8, 8) + torch.rand_like(x[:, :1]).sort(0)[0][:8]
-        z = torch.cat([x.T.reshape(-1)[:8], mean[:8], var.view(8, 8)[1:].flatten()]) * noise.mean()
-        z = (z**3 - z).clamp(min=-2) / (x.argmax(1).float().sum() + 1)
-        z = torch.where(z > 0, z, torch.nn.functional.softplus(z)).sum() + (y * y.flip(0)).mean()
-        count = torch.zeros_like(y)  # a constant, but for the next line
-        count.add_((y > 1).float())
-        z = z + (count * y).sum() / 64
-        (gradient,) = torch.autograd.grad(z, [w])
-        with torch.no_grad():
-            w += 0.01 * gradient
-            adam.t.mul_(2.0).add_(1, alpha=3)
-        return torch.stack([z, gradient.sum(), adam.t, y[1]]).detach()
-
-    agents = [script.Agent(O, A, "orthogonal", 5.0) for _ in range(2)]
-    agents[1].load_state_dict(agents[0].state_dict())
-    adams = [script.Adam(agent.parameters(), 1e-5) for agent in agents]
-    step = script.compiled(unusual, agents[1], adams[1], script.Args())
-    for i in range(4):
-        x, y = torch.randn(80, O), torch.randn(80)
-        rows = np.random.default_rng(i).permutation(80)[:64]
-        batch = rows, x.numpy(), y.numpy()
-        torch.manual_seed(i)
-        expected = unusual(agents[0], adams[0], None, x[rows], y[rows])
-        if i == 0:  # recording draws numbers, too
-            step(*batch)
-            agents[1].load_state_dict(agents[0].state_dict())
-            adams[1].load_state_dict(adams[0].state_dict())
-        else:
-            torch.manual_seed(i)
-            torch.testing.assert_close(step(*batch), expected, rtol=1e-4, atol=1e-5)
-    for p, q in zip(agents[0].parameters(), agents[1].parameters()):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_what_cannot_be_compiled_runs_eagerly_and_says_so(script, capsys):
-    def branching(agent, adam, args, x):
-        with torch.no_grad():
-            agent.log_std += 1 if x.sum() > 0 else 2
-        return agent.log_std.sum().detach()
-
-    agent = script.Agent(O, A, "orthogonal", 5.0)
-    step = script.compiled(branching, agent, script.Adam(agent.parameters(), 1e-5), script.Args())
-    assert [step(None, x).item() for x in (1.0, -1.0, 1.0)] == [A, 3 * A, 4 * A]
-    out = capsys.readouterr().out
-    assert out.startswith("the update is not compiled") and out.count("\n") == 1
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_compiling_can_be_turned_off(script):
-    calls = []
-
-    def function(agent, adam, args, x, y):
-        calls.append(agent)
-        return x + y.sum()
-
-    step = script.compiled(function, None, None, script.Args(compile=False))
-    sums = [step(np.array(rows), 0.5, np.arange(4.0)).item() for rows in ([0, 1], [1, 3])]
-    assert sums == [1.5, 4.5] and len(calls) == 2
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 @pytest.mark.parametrize("max_grad_norm", [None, 5.0])
 def test_adam_equals_torch(script, max_grad_norm):
     """Uphill, with step sizes that change; gradients longer than max_grad_norm are cut to it."""
     torch.manual_seed(1)
-    ours = [torch.randn(4, 3), torch.randn(5)]
-    theirs = [p.clone().requires_grad_() for p in ours]
+    ours = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
     adam = script.Adam(ours, eps=1e-5)
     optimizer, too_long = torch.optim.Adam(theirs, eps=1e-5, maximize=True), set()
     for i in range(1, 11):
-        gradients = [torch.randn_like(p) * i / 5 for p in ours]
-        if i > 5:  # the same numbers, otherwise laid out in memory
-            gradients[0] = gradients[0].T.contiguous().T
-        for p, g in zip(theirs, gradients):
-            p.grad = g.clone()
-        adam.ascend(ours, gradients, torch.tensor(0.1 / i), max_grad_norm)
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p) * i / 5
+            q.grad = p.grad.clone()
         if max_grad_norm:
-            norm = torch.nn.utils.clip_grad_norm_(theirs, max_grad_norm)
+            for parameters in (ours, theirs):
+                norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=False)
             too_long.add(norm.item() > max_grad_norm)
+        adam.step(torch.tensor(0.1 / i))
         optimizer.param_groups[0]["lr"] = 0.1 / i
         optimizer.step()
         for p, q in zip(ours, theirs):
-            torch.testing.assert_close(p, q.detach(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
     assert max_grad_norm is None or too_long == {True, False}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 @pytest.mark.parametrize("init", ["orthogonal", "normc"])
 def test_initial_weights(script, init):
     """Orthogonal or with unit norm into each unit; a policy next to N(0, 1), biases of 0."""
-    agent = script.Agent(O, A, init, 5.0)
+    agent = script.Agent(O, A, script.Args(init=init, init_log_std=-0.5))
     for network, last in ((agent.actor, 0.01), (agent.critic, 1)):
         for layer, gain in zip(network[::2], (1, 1, last)):
             if init == "normc":
@@ -384,34 +293,40 @@ def test_initial_weights(script, init):
                 size = torch.linalg.svdvals(layer.weight) / (1 if layer is network[-1] else 2**0.5)
             torch.testing.assert_close(size, torch.full_like(size, gain))
             assert (layer.bias == 0).all()
-    assert (agent.log_std == 0).all()
+    assert (agent.log_std == -0.5).all()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_numpy_policy_equals_forward(script):
-    """Actions are drawn from the very pi whose ratios are taken, filter and clip included."""
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+@pytest.mark.parametrize("n", [1, 7])
+def test_actions_are_samples_of_pi(script, n):
+    """What acts is the very pi whose ratios are taken, filter and clip included, replayed too."""
     torch.manual_seed(1)
-    agent = script.Agent(O, A, "torch", 5.0)
+    agent = script.Agent(O, A, script.Args(init="torch"))
     agent.obs_moments.update(torch.randn(100, O) * 3 + 2)
     agent.log_std.data += torch.tensor([0.3, -0.3])
-    obs = torch.randn(7, N, O) * 20
-    pi, _ = agent(obs)
-    mean, std = agent.numpy_policy()
-    torch.testing.assert_close(torch.from_numpy(mean(obs.numpy())), pi.mean, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(torch.from_numpy(std).expand(7, N, A), pi.stddev)
+    act = script.Replay(True, agent.act, script.zeros(n, O), script.zeros(n, A))
+    for _ in range(3):
+        obs, noise = torch.randn(n, O) * 20, torch.randn(n, A)
+        pi, _ = agent(obs)
+        expected = pi.mean + pi.stddev * noise
+        torch.testing.assert_close(agent.act(obs, noise), expected)
+        actions = torch.from_numpy(act(obs.numpy(), noise.numpy()))
+        torch.testing.assert_close(actions, expected, atol=1e-6, rtol=1e-5)
+        agent.log_std.data += 0.1  # as an update does, in place
+        agent.actor[0].weight.data *= 1.1
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 @pytest.mark.parametrize("size", [(), (3,)])
 def test_moments_equal_numpy_over_all_batches(script, size):
     """Mean and variance of all that was ever taken in; the std does not fall below its floor."""
-    rng, moments = np.random.default_rng(1), script.Moments(*size, min_std=1.0)
+    rng, moments = np.random.default_rng(1), script.RunningMeanStd(*size, min_std=1.0)
     batches = [rng.normal(i, 1 + i, (5 + i, 2, *size)).astype(np.float32) for i in range(4)]
     for batch in batches:
         moments.update(torch.from_numpy(batch))
     seen = np.concatenate(batches).reshape(-1, *size)
     np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-5)
     np.testing.assert_allclose(moments.var, seen.var(0), rtol=1e-5)
-    np.testing.assert_allclose(moments.mean_std()[1], seen.std(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.std, seen.std(0), rtol=1e-5)
     moments.update(torch.zeros(100_000, *size))
-    assert (moments.mean_std()[1] == 1).all()
+    assert (moments.std == 1).all()

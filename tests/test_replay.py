@@ -1,0 +1,302 @@
+"""The replay: what it repeats is what PyTorch does, and what it cannot repeat is refused."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import MUJOCO_SCRIPTS, ROOT, FakeRun, Program, minibatch_of
+from test_update import FLAGS, A, FakeEnvs, N, O, T, own_flags
+from torch import nn
+
+import ppo_continuous as ppo
+
+
+def learner(script, seed=1, **flags):
+    """args, agent and adam."""
+    torch.manual_seed(seed)
+    args = script.Args(**flags)
+    agent = script.Agent(O, A, args)
+    return args, agent, script.Adam(agent.parameters(), args.adam_eps)
+
+
+def coefficients(args):
+    return [x for name, x in vars(args).items() if name in ("clip_coef", "kl_coef")]
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+@pytest.mark.parametrize("flags", FLAGS)
+def test_replayed_update_equals_pytorch(script, flags):
+    """Step by step, to float32 rounding, while step sizes and statistics go on changing."""
+    (args, plain, adam), (_, fast, fast_adam) = (
+        learner(script, **own_flags(script, flags)) for _ in range(2)
+    )
+    _, old, _ = learner(script)
+    old.log_std.data += 0.3
+    minibatch, coefs = [x.numpy() for x in minibatch_of(script, old, 64)], coefficients(args)
+    inputs = 0.0, *coefs, *(np.zeros_like(x) for x in minibatch)
+    step = script.Replay(True, partial(script.update, fast, fast_adam, args), *inputs)
+    step.calls = 2**20 + 1  # away from the calls that are compared
+    for i in range(5):
+        minibatch = minibatch_of(script, old, 64)
+        before = [p.clone() for p in plain.parameters()]
+        numbers = 1e-3 / (1 + i), *coefs
+        slow = script.update(plain, adam, args, *map(torch.tensor, numbers), *minibatch)
+        result = step(*numbers, *(x.numpy() for x in minibatch))
+        np.testing.assert_allclose(result, slow.detach(), rtol=1e-4, atol=1e-6)
+        assert slow[script.METRICS.index("clip_fraction")] > 0
+        for p, q, was in zip(plain.parameters(), fast.parameters(), before):
+            torch.testing.assert_close(q, p, atol=2e-6, rtol=1e-5)
+            assert (p - was).abs().max() > 1e-5
+        for agent in (plain, fast, old):
+            agent.obs_moments.update(minibatch[0] + i)
+
+
+class Sgd(nn.Module):
+    """Another optimizer, with momentum, as somebody may write it."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.ascending = list(parameters)
+        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in self.ascending]
+        self.momentum = nn.ParameterList(zeros)
+
+    @torch.no_grad()
+    def step(self, learning_rate):
+        for p, m in zip(self.ascending, self.momentum):
+            m.mul_(0.9).add_(p.grad)
+            p.add_(m, alpha=1.0).mul_(1.0)
+            p -= (1 - learning_rate) * m
+
+
+class Layers(nn.Module):
+    """A network with normalised layers, dropout and other activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(O, 32), nn.LayerNorm(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 16),
+            nn.SiLU(), nn.Linear(16, 1), nn.Softplus(),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x).squeeze(-1)
+
+
+def huber(model, x, y):
+    return -nn.functional.huber_loss(model(x), y)
+
+
+def rpo(model, x, y):
+    """Robust policy optimization's noise on the mean."""
+    z = torch.empty_like(y).uniform_(-0.5, 0.5)
+    return -(model(x) + z - y).square().mean()
+
+
+def odd(model, x, y):
+    """Results in pairs, views, constants that change, other types, and chance."""
+    var, mean = torch.var_mean(x * torch.tensor(0.5), 0)
+    count = torch.zeros_like(y)  # a constant, but for the next line
+    count.add_((y > 1).float())
+    order = torch.rand_like(y).sort()[0][:O]
+    z = torch.cat([mean + order, var.view(1, O).flatten()]) ** 3
+    z = torch.where(z > 0, z, nn.functional.softplus(z)).sum() / (x.argmax(1).float().sum() + 1)
+    return z - ((model(x) - y) * count).abs().sum() + (y * y.flip(0)).mean()
+
+
+@pytest.mark.parametrize("objective", [huber, rpo, odd])
+def test_whatever_a_copy_computes_is_replayed(objective):
+    """From the same random numbers, to rounding; the generator ends where PyTorch leaves it."""
+
+    def step(model, optimizer, learning_rate, x, y):
+        model.zero_grad()
+        value = objective(model, x, y)
+        value.backward()
+        optimizer.step(learning_rate)
+        return torch.stack([value, y[1]])
+
+    torch.manual_seed(1)
+    models = [Layers(), Layers()]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [Sgd(model.parameters()) for model in models]
+    torch.manual_seed(2)
+    inputs = 0.0, ppo.zeros(64, O), ppo.zeros(64)
+    replay = ppo.Replay(True, partial(step, models[1], optimizers[1]), *inputs)
+    draw = torch.rand(3)
+    torch.manual_seed(2)
+    assert torch.equal(draw, torch.rand(3))  # recording has drawn nothing
+    rng = np.random.default_rng(1)
+    for i in range(6):  # calls 1, 2 and 4 are compared, which draws nothing either
+        x, y = rng.normal(size=(64, O)).astype("f"), rng.normal(size=64).astype("f")
+        torch.manual_seed(i)
+        slow = step(models[0], optimizers[0], torch.tensor(0.01), *map(torch.tensor, (x, y)))
+        expected, state = slow.detach().clone(), torch.get_rng_state()
+        torch.manual_seed(i)
+        np.testing.assert_allclose(replay(0.01, x, y), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(torch.get_rng_state(), state)
+    for p, q in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def branch(model, x, y):
+    return model(x).mean() if y.sum() > 0 else y.mean()
+
+
+def item(model, x, y):
+    return model(x).mean() * y.sum().item()
+
+
+def nonzero(model, x, y):
+    return model(x)[y > 0].mean()
+
+
+@pytest.mark.parametrize("objective", [branch, item, nonzero])
+def test_what_reads_values_is_refused_with_its_line(objective):
+    with pytest.raises(ppo.Stop) as stop:
+        ppo.Replay(True, partial(objective, Layers()), ppo.zeros(8, O), ppo.zeros(8))
+    assert stop.value.code == 2 and "--no-compile" in str(stop.value)
+    line = objective.__code__.co_firstlineno + 1
+    assert f"test_replay.py, line {line}, `return" in str(stop.value)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_optimizers_that_make_their_state_while_stepping_are_refused(optimizer):
+    model = Layers()
+    optimizer = optimizer(model.parameters(), lr=0.1)
+
+    def step(model, x, y):
+        optimizer.zero_grad()
+        huber(model, x, y).backward()
+        optimizer.step()
+        return y.sum()
+
+    with pytest.raises(ppo.Stop, match=r"optimizer\..*--no-compile") as stop:
+        ppo.Replay(True, partial(step, model), ppo.zeros(8, O), ppo.zeros(8))
+    assert stop.value.code == 2
+
+
+def through_numpy(model, x, y, calls):
+    return model(x).mean() * float(y.detach().numpy().mean())
+
+
+def counter(model, x, y, calls):
+    calls.append(0)
+    return model(x).mean() / len(calls)
+
+
+def rebound(model, x, y, calls):
+    """State that is a new tensor every time, as `self.average = 0.9 * self.average + ...`."""
+    model.average = 0.9 * getattr(model, "average", torch.zeros(())) + y.mean()
+    return model(x).mean() + model.average
+
+
+@pytest.mark.parametrize("objective", [through_numpy, counter, rebound])
+def test_what_the_recording_cannot_see_stops_the_run(objective):
+    """Within the first calls: the comparison names what differs and says --no-compile."""
+    model, calls = Layers(), []
+    model.net[3].p = 0.0
+    optimizer = Sgd(model.parameters())
+
+    def step(model, optimizer, x, y):
+        model.zero_grad()
+        value = objective(model, x, y, calls)
+        value.backward()
+        optimizer.step(0.01)
+        return value
+
+    replay = ppo.Replay(True, partial(step, model, optimizer), ppo.zeros(8, O), ppo.zeros(8))
+    rng = np.random.default_rng(1)
+    with pytest.raises(ppo.Stop, match="--no-compile") as stop:
+        for _ in range(4):
+            replay(rng.normal(size=(8, O)), 1 + rng.normal(size=8))
+    assert stop.value.code == 1
+
+
+def test_a_sample_at_the_edge_of_the_clip_does_not_stop_a_run():
+    """One comparison may fail, where rounding decides; the calls next to it do not."""
+
+    def step(agent, x):
+        agent.log_std.data += x.mean()
+        return (x > 0.5).float().mean() + extra[0]
+
+    _, agent, _ = learner(ppo)
+    extra = [0.0]
+    replay = ppo.Replay(True, partial(step, agent), ppo.zeros(8))
+    for call in range(1, 9):
+        extra[0] = 0.125 if call == 4 else 0.0
+        replay(np.full(8, 0.1))
+    assert replay.mismatch == 4
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+def test_with_and_without_compile_a_run_is_the_same_but_for_rounding(script):
+    rows = {}
+    for compile in (True, False):
+        args = dict(num_envs=N, num_steps=T, minibatch_size=12, total_timesteps=3 * T * N)
+        run = FakeRun()
+        script.train(script.Args(**args, compile=compile), FakeEnvs("f"), run)
+        rows[compile] = run.rows
+    for fast, plain in zip(rows[True], rows[False]):
+        assert fast == pytest.approx(plain, rel=1e-3, abs=1e-5)
+
+
+MLP = "layers += [layer, nn.Tanh()]"
+ADAM = "    adam.step(learning_rate)\n"
+LOG_RATIO = "    log_ratio = pi.log_prob(actions)"
+COPIES = {  # what is changed in a copy: the exit code, and words of the line that says why
+    "relu": (MLP, "layers += [layer, nn.ReLU()]", 0, ""),
+    "layer norm": (MLP, "layers += [layer, nn.LayerNorm(m)]", 0, ""),
+    "dropout": (MLP, "layers += [layer, nn.Tanh(), nn.Dropout(0.1)]", 0, ""),
+    "huber loss": (
+        "error = (value - value_target).square()",
+        'error = nn.functional.huber_loss(value, value_target, reduction="none")',
+        0, "",
+    ),
+    "noise on the mean": (
+        LOG_RATIO,
+        f"    pi.base_dist.loc = pi.base_dist.loc + 0.1 * torch.rand_like(actions)\n{LOG_RATIO}",
+        0, "",
+    ),
+    "branch on a value": (
+        ADAM, f"    if value_loss < 1e9:\n    {ADAM}", 2, "`if value_loss < 1e9:`",
+    ),
+    "another optimizer": (
+        ADAM, "    torch.optim.SGD(agent.parameters(), lr=3e-4, maximize=True).step()\n",
+        2, "torch.optim.SGD",
+    ),
+    "read by numpy": (
+        "    ratio = log_ratio.exp()\n",
+        "    ratio = log_ratio.exp() * float(value_target.numpy().mean())\n",
+        1, "update() differs in",
+    ),
+    "counter": (
+        ADAM,
+        f"    args.calls = getattr(args, 'calls', 0) + 1\n{ADAM}".replace("rate)", "rate / args.calls)"),
+        1, "update() differs in",
+    ),
+    "another distribution": (
+        "Independent(Normal(self.actor(features), self.log_std.exp()), 1)",
+        "torch.distributions.MultivariateNormal(self.actor(features), self.log_std.exp().diag())",
+        1, "base_dist",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+@pytest.mark.parametrize("name", COPIES)
+def test_a_changed_copy_runs_or_says_why_not(script, name, tmp_path):
+    """What is refused is refused before there is a run directory; nothing is wrong silently."""
+    before, after, code, words = COPIES[name]
+    source = (ROOT / f"{script.__name__}.py").read_text()
+    assert source.count(before) == 1
+    copy = tmp_path / "copy.py"
+    copy.write_text(source.replace(before, after))
+    argv = "--env-id InvertedPendulum --num-steps 256 --total-timesteps 512 --run-dir run".split()
+    program = Program(copy, tmp_path / "cwd", *argv)
+    assert program.wait() == code, program.err
+    assert words in program.err
+    if code == 2:
+        assert program.err.count("\n") == 1 and "--no-compile" in program.err
+        assert not list((tmp_path / "cwd").iterdir())
+    if code and name != "another distribution":
+        assert Program(copy, tmp_path / "cwd2", *argv, "--no-compile").wait() == 0
