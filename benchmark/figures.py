@@ -18,15 +18,16 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
+from plots import plt, save  # noqa: E402
+
 import ppo_continuous as ppo  # noqa: E402
-from benchmark.report import pyplot, save  # noqa: E402
 
 OUT = ROOT / "benchmark/results/figures"
 CLIP, ACCENT, OTHER, KL = "#0072B2", "#D55E00", "#009E73", "#000000"
 
 
-def figure_1(plt, clip_coef=0.2):
+def figure_1(clip_coef=0.2):
     """L^CLIP of a single time step, for an advantage of +1 and of -1, and its gradient."""
     ratios = torch.linspace(0, 2, 1001)
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 4.8), sharey="row", height_ratios=(3, 2))
@@ -50,7 +51,7 @@ def figure_1(plt, clip_coef=0.2):
         bottom.set_xlabel("probability ratio r")
     axes[0, 0].set_ylabel("L$^{CLIP}$ / |A|")
     axes[1, 0].set_ylabel("its gradient by r")
-    save(plt, figure, OUT / "figure1.png")
+    save(figure, OUT / "figure1.png")
 
 
 class FirstUpdate:
@@ -111,7 +112,7 @@ def along_the_line(agent, old, new, batch, clip_coef, points):
     return rows
 
 
-def figure_2(plt, args):
+def figure_2(args):
     agent, old, new, batch, _ = first_update(args)
     points = np.linspace(0, 3, 151)
     rows = along_the_line(agent, old, new, batch, args.clip_coef, points)
@@ -145,7 +146,7 @@ def figure_2(plt, args):
     ax.set_xlabel("λ, of θ$_{old}$ + λ (θ$_{new}$ - θ$_{old}$)")
     ax.set_ylabel("mean over the batch")
     ax.legend(loc="lower left", bbox_to_anchor=(0.36, 0))
-    save(plt, figure, OUT / "figure2.png")
+    save(figure, OUT / "figure2.png")
     return x[peak], kl[peak], kl[there], clip[peak]
 
 
@@ -158,30 +159,42 @@ def main():
     flags = parser.parse_args()
     torch.set_num_threads(1)
     ppo.gym.logger.min_level = ppo.gym.logger.ERROR
-    plt = pyplot()
     OUT.mkdir(parents=True, exist_ok=True)
-    figure_1(plt)
+    figure_1()
     args = ppo.Args(env_id=ppo.resolve(flags.env_id), seed=flags.seed, total_timesteps=2048)
-    peak, kl, kl_there, top = figure_2(plt, args)
-    text = f"""# Figures 1 and 2 of the paper
+    peak, kl, kl_there, top = figure_2(args)
+    command = " ".join(["python benchmark/figures.py", *map(shlex.quote, sys.argv[1:])])
+    text = f"""# Where does the clipped objective stop an update?
 
-`python benchmark/figures.py {shlex.join(sys.argv[1:])}`
-
-![figure 1](figure1.png)
-
-One time step's term of L^CLIP, eq. 7, with ε = 0.2, and its gradient by the ratio. The gradient is
-0 where the ratio has gone further than ε in the direction that the advantage asks for, and full
-everywhere else: on the way back nothing is clipped. The dot is where every update starts, r = 1.
+Where the mean KL is about as large as in the paper. L^CLIP peaks at an E[KL] of {kl:.4f}; in the
+paper's Figure 2 it peaks at about 0.02. L^CPI has no such point: it goes on rising.
 
 ![figure 2](figure2.png)
 
-{args.env_id}, seed {args.seed}, first update of a run with the script's defaults (2048 steps, 10
-epochs, standardised advantages). After it, at θ_new, E[KL] is {kl_there:.4f}. L^CLIP on the whole
-batch is highest, {top:.4f}, at λ = {peak:.2f}, where E[KL] is {kl:.4f}; in the paper's figure that
-is at θ_new, with an E[KL] of about 0.02. L^CPI has no such point: it goes on rising. Numbers:
-`figure2.csv`.
+Figure 2 of the paper: objectives on the straight line through the parameters before and after the
+first update. θ_new lies at λ = 1.
+
+| | λ | E[KL] | L^CLIP |
+| --- | ---: | ---: | ---: |
+| after the update, θ_new | 1 | {kl_there:.4f} | |
+| where L^CLIP is highest | {peak:.2f} | {kl:.4f} | {top:.4f} |
+| paper: where L^CLIP is highest, θ_new | 1 | about 0.02 | |
+
+![figure 1](figure1.png)
+
+Figure 1 of the paper: one time step's term of L^CLIP, eq. 7, with ε = 0.2, and its gradient by the
+ratio. The gradient is 0 where the ratio has gone further than ε in the direction that the
+advantage asks for. Everywhere else it is full: on the way back nothing is clipped. The dot is
+where every update starts, r = 1.
+
+## How it was made
+
+- `{command}`
+- {args.env_id}, seed {args.seed}, first update of a run with the script's defaults: 2048 steps, 10
+  epochs, standardised advantages
+- numbers of figure 2: `figure2.csv`
 """
-    (OUT / "README.md").write_text(text.replace("figures.py `", "figures.py`"))
+    (OUT / "README.md").write_text(text)
     print(OUT / "README.md")
 
 

@@ -5,21 +5,23 @@
     bash benchmark/table1.sh --address HOST:6379   a Ray cluster that this machine is a node of
     bash benchmark/table1.sh --dry-run             prints the commands, runs nothing
 
-A command is `python SCRIPT.py [flags] --run-dir DIR`, DIR its own and relative. Ray decides what
-runs where and when, and runs again elsewhere what a lost worker or machine was at. Each run
-works in a temporary directory of its machine. A machine of a cluster needs the same versions of
-Python, of requirements.txt and of Ray, and the same RAY_AUTH_TOKEN, but neither this repository
-nor a shared disk: the script and what there is of the run directory travel there, and everything
-new travels back every --sync seconds and at the end.
+A command is `python SCRIPT.py [flags] --run-dir DIR`; each has its own DIR, a relative path. Ray
+decides what runs where and when, and repeats elsewhere what a lost worker or machine was running.
+Each run works in a temporary directory of its machine. A machine of a cluster needs the same
+versions of Python, of requirements.txt and of Ray, and the same RAY_AUTH_TOKEN, but neither this
+repository nor a shared disk: the script, the files of this repository that it imports and what
+there is of the run directory are sent there, and new files come back every --sync seconds and at
+the end.
 
 Finished and diverged runs are skipped; the others go on from the last checkpoint that came back,
-bit for bit. A run that crashes is tried once more, then listed with the end of its log; all of it
-is in DIR.log. Ctrl-C or SIGTERM lets every run write a checkpoint, fetches it and ends; a second
-one does not wait. Exit code: 0 all finished or diverged, 1 some failed, 2 bad usage, 130, 143 or
-129 stopped.
+bit for bit. A run that fails is tried once more, then listed with the end of its log; all of the
+log is in DIR.log. Ctrl-C or SIGTERM lets every run write a checkpoint, fetches it and ends; a
+second one does not wait. Exit code: 0 all finished or diverged, 1 some failed, 2 bad usage, 130,
+143 or 129 stopped.
 """
 
 import argparse
+import ast
 import csv
 import json
 import os
@@ -33,6 +35,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,24 +63,15 @@ shutil.rmtree(sys.argv[2], ignore_errors=True)
 """
 
 
-def read_new(directory, seen):
-    """{name: bytes} of the files that changed since seen, {name: stat}, which it brings up to date.
-
-    Left out: unfinished files, and what Weights & Biases keeps."""
-    names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
-    names = [name for name in names if not name.endswith(".tmp") and not name.startswith("wandb/")]
-    files = {}
-    for name in sorted(names, key=order, reverse=True):
-        with suppress(FileNotFoundError):
-            stat = (directory / name).stat()
-            if seen.get(name) != (stat.st_mtime_ns, stat.st_size):
-                files[name] = (directory / name).read_bytes()
-                seen[name] = stat.st_mtime_ns, stat.st_size
-    return files
+def write_order(name):
+    if name in LAST_FILES:
+        return LAST_FILES.index(name)
+    return -1 if name.endswith(".py") else 0.5
 
 
 def write(directory, files):
-    for name in sorted(files, key=order):
+    """Replaces or adds files, {name: bytes}, one at a time."""
+    for name in sorted(files, key=write_order):
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{path}.tmp", "wb") as file:
@@ -87,13 +81,24 @@ def write(directory, files):
         os.replace(f"{path}.tmp", path)
 
 
-def order(name):
-    if name in LAST_FILES:
-        return LAST_FILES.index(name)
-    return -1 if name.endswith(".py") else 0.5
+def read_new(directory, seen):
+    """{name: bytes} of the files that changed since seen, {name: stat}, which it brings up to date.
+
+    Left out: unfinished files, and what Weights & Biases keeps."""
+    names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
+    names = [name for name in names if not name.endswith(".tmp") and not name.startswith("wandb/")]
+    files = {}
+    for name in sorted(names, key=write_order, reverse=True):
+        with suppress(FileNotFoundError):
+            stat = (directory / name).stat()
+            if seen.get(name) != (stat.st_mtime_ns, stat.st_size):
+                files[name] = (directory / name).read_bytes()
+                seen[name] = stat.st_mtime_ns, stat.st_size
+    return files
 
 
 def read_json(path):
+    """What path holds, {} if that is nothing readable."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -111,31 +116,64 @@ def fraction_done(directory):
         return 0.0
 
 
-class Home:
+@cache
+def source_files(script):
+    """The paths of script and of every file of this repository that it imports, however indirectly.
+
+    Imports are looked for beside the script, here, and in benchmark/rivals/. Raises SyntaxError."""
+    found, unread = [], [Path(script)]
+    while unread:
+        found.append(path := unread.pop())
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module)
+        for module in sorted(modules):
+            places = Path(script).parent, Path(), Path("benchmark/rivals")
+            paths = [place / f"{module.replace('.', '/')}.py" for place in places]
+            path = next(filter(Path.is_file, paths), None)
+            if path and path not in found + unread:
+                unread.append(path)
+    return found
+
+
+def same_script(run_dir, command):
+    """Whether the copies in run_dir, if there are any, are of the files that command would run."""
+    copies = [(Path(run_dir) / path.name, path) for path in source_files(command[1])]
+    return all(not a.exists() or a.read_bytes() == b.read_bytes() for a, b in copies)
+
+
+class Coordinator:
     """On the machine that launched, an actor through which run directories come and go."""
 
     def __init__(self, root, commit):
-        self.root, self.commit, self.stopping = Path(root), commit, False
-        self.attempt, self.running, self.crashes = {}, {}, Counter()
+        self.root, self.commit = Path(root), commit
+        self.stopping = False
+        self.attempt = {}  # {run directory: the attempt whose files count}
+        self.running = {}  # {run directory: fraction done}
+        self.crashes = Counter()
 
     def begin(self, run_dir, attempt):
         """The files of a run to go on with, or None if nothing may begin any more."""
         if self.stopping:
             return None
-        self.attempt[run_dir], self.running[run_dir] = attempt, fraction_done(self.root / run_dir)
+        self.attempt[run_dir] = attempt
+        self.running[run_dir] = fraction_done(self.root / run_dir)
         return read_new(self.root / run_dir, {})
 
-    def beat(self, run_dir, attempt, machine, fraction, files, over=False):
+    def heartbeat(self, run_dir, attempt, machine, fraction, files, ended=False):
         """Takes new files. False: stop, for the sweep does, or the run was given to another."""
         if self.attempt.setdefault(run_dir, attempt) != attempt:
             return False
-        if facts := json.loads(files.get("args.json", b"{}")):
-            facts["git_commit"] = facts.get("git_commit") or self.commit
-            facts.setdefault("machine", machine)
-            files["args.json"] = json.dumps(facts, indent=1).encode()
+        if saved_args := json.loads(files.get("args.json", b"{}")):
+            saved_args["git_commit"] = saved_args.get("git_commit") or self.commit
+            saved_args.setdefault("machine", machine)
+            files["args.json"] = json.dumps(saved_args, indent=1).encode()
         write(self.root / run_dir, files)
         self.running[run_dir] = fraction
-        if over:
+        if ended:
             self.running.pop(run_dir, None)
         return not self.stopping
 
@@ -151,60 +189,67 @@ class Home:
         return self.running
 
 
-def train(home, run_dir, command, scripts, path, threads, sync):
-    """On some machine of the cluster: a run from where it stands. Returns a status and a text."""
-    calls, attempt = ThreadPoolExecutor(1), os.urandom(8).hex()
-
-    def ask(method, *args):  # in a thread of its own: a task that itself waits frees its core
-        return calls.submit(lambda: ray.get(method.remote(*args))).result()
-
-    files = ask(home.begin, run_dir, attempt)
-    if files is None:
-        return "stopped", ""
-    work, seen = Path(tempfile.mkdtemp(prefix="ppo-")), {}
-    directory, log = work / run_dir, work / "log.txt"
-    write(directory, files)
-    read_new(directory, seen)
-    (work / command[1]).parent.mkdir(parents=True, exist_ok=True)
-    (work / command[1]).write_bytes(scripts[command[1]])
-    environ = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    with open(log, "wb") as file:
+def start(work, command, threads, path):
+    """A run in the directory work, and the guard that ends it and work when this process ends."""
+    path = [str(work), str((work / command[1]).parent), *path]
+    environ = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
+    with open(work / "log.txt", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *command[1:]], cwd=work, env=environ, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            [sys.executable, *command[1:]], cwd=work, env=os.environ | environ,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     guard = subprocess.Popen(
         [sys.executable, "-c", GUARD, str(process.pid), work], start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     guard.wait()
+    return process, guard
 
-    def beat(files, over=False):
+
+def train(coordinator, run_dir, command, sources, path, threads, sync):
+    """On some machine of the cluster: a run from where it stands. Returns a status and a text."""
+    calls, attempt = ThreadPoolExecutor(1), os.urandom(8).hex()
+
+    def ask(method, *args):  # in a thread of its own: a task that itself waits frees its core
+        return calls.submit(lambda: ray.get(method.remote(*args))).result()
+
+    files = ask(coordinator.begin, run_dir, attempt)
+    if files is None:
+        return "stopped", ""
+    work, seen = Path(tempfile.mkdtemp(prefix="ppo-")), {}
+    directory = work / run_dir
+    write(directory, files)
+    read_new(directory, seen)
+    write(work, sources[command[1]])
+    process, guard = start(work, command, threads, path)
+
+    def heartbeat(files, ended=False):
         done = fraction_done(directory)
-        return ask(home.beat, run_dir, attempt, machine(), done, files, over)
+        return ask(coordinator.heartbeat, run_dir, attempt, machine(), done, files, ended)
 
     try:
-        stopping, due = False, time.monotonic() + sync
+        stopping, next_sync = False, time.monotonic() + sync
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(TICK)
-            is_due = time.monotonic() > due
-            if not beat(read_new(directory, seen) if is_due else {}) and not stopping:
+            is_due = time.monotonic() > next_sync
+            if not heartbeat(read_new(directory, seen) if is_due else {}) and not stopping:
                 stopping = True
                 process.terminate()  # it writes a checkpoint
             if is_due:
-                due = time.monotonic() + sync
-        beat(read_new(directory, seen), over=True)
-        summary, code = read_json(directory / "summary.json"), process.returncode
-        if code in (0, 3):
+                next_sync = time.monotonic() + sync
+        heartbeat(read_new(directory, seen), ended=True)
+        if process.returncode in (0, 3):
+            summary = read_json(directory / "summary.json")
             return summary.get("status", "failed"), f"score {summary.get('score')}"
         if stopping:
             return "stopped", ""
-        text = f"exit code {code}: {shlex.join(command)}\n"
-        if code != 2 and ask(home.crashed, run_dir, text.encode() + log.read_bytes()):
+        log = (work / "log.txt").read_bytes()
+        text = f"exit code {process.returncode}: {shlex.join(command)}\n"
+        if process.returncode != 2 and ask(coordinator.crashed, run_dir, text.encode() + log):
             raise RuntimeError(f"will be tried once more: {text}")
-        end = log.read_text(errors="replace").splitlines()[-15:]
-        return "failed", text + "\n".join(f"    {line}" for line in end)
+        last_lines = log.decode(errors="replace").splitlines()[-15:]
+        return "failed", text + "\n".join(f"    {line}" for line in last_lines)
     finally:
         guard.stdin.close()
 
@@ -223,6 +268,13 @@ def machine():
     return f"{name}, {os.cpu_count()} cores"
 
 
+def git_commit():
+    """As the scripts find theirs; empty outside a repository."""
+    command = "git describe --always --dirty --abbrev=40 --exclude='*'"
+    done = subprocess.run(command, shell=True, text=True, capture_output=True)
+    return done.stdout.strip()
+
+
 def read_commands(lines):
     """{run directory: command} of the lines. Raises ValueError if a line is none."""
     commands = {}
@@ -230,9 +282,12 @@ def read_commands(lines):
         command = shlex.split(line, comments=True)
         if not command:
             continue
-        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         flags.add_argument("--run-dir", default="")
-        run_dir = flags.parse_known_args(command)[0].run_dir
+        try:
+            run_dir = flags.parse_known_args(command)[0].run_dir
+        except argparse.ArgumentError as error:
+            raise ValueError(f"{error}: {line.strip()}") from error
         if "python" not in command[0] or not Path(*command[1:2]).is_file() or not run_dir:
             raise ValueError(f"not `python SCRIPT.py [flags] --run-dir DIR`: {line.strip()}")
         path = PurePosixPath(run_dir)
@@ -249,28 +304,37 @@ def read_commands(lines):
 
 def is_done(run_dir, command):
     """Whether this very command has finished or diverged there; if another did, its script says."""
-    facts, summary = (read_json(Path(run_dir) / f"{x}.json") for x in ("args", "summary"))
-    return summary.get("status") in ("finished", "diverged") and facts.get("command") == command[1:]
+    status = read_json(Path(run_dir) / "summary.json").get("status")
+    saved_args = read_json(Path(run_dir) / "args.json")
+    return status in ("finished", "diverged") and saved_args.get("command") == command[1:]
 
 
 def without_listed(commands, path):
-    """commands less those whose SETTING/TASK/SEED has ended, by a runs.csv of report.py."""
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] in ("finished", "diverged")]
-    listed = {(row["setting"], row["task"], row["seed"]) for row in rows}
+    """commands less those whose SETTING/TASK/SEED has ended, by a runs.csv of report.py.
+
+    Raises ValueError if path is none."""
+    try:
+        with open(path, newline="") as file:
+            rows = [x for x in csv.DictReader(file) if x["status"] in ("finished", "diverged")]
+        listed = {(row["setting"], row["task"], row["seed"]) for row in rows}
+    except (OSError, KeyError) as error:
+        raise ValueError(f"--skip {path}: no runs.csv of report.py: {error}") from error
     return {r: c for r, c in commands.items() if PurePosixPath(r).parts[-3:] not in listed}
 
 
-def hours(seconds):
-    return f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
+def format_duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 class Display:
     """A line for every run that ends, and one that says where the sweep stands."""
 
-    def __init__(self, total, done, begun):
-        self.total, self.done, self.begun = total, done, done + begun
-        self.start, self.said, self.terminal = time.monotonic(), 0.0, sys.stdout.isatty()
+    def __init__(self, total, done, unfinished):
+        self.total, self.done = total, done
+        self.work_before = done + unfinished  # in runs
+        self.start, self.last_print = time.monotonic(), 0.0
+        self.terminal = sys.stdout.isatty()
 
     def line(self, text):
         print(f"\r{text:79}" if self.terminal else text, flush=True)
@@ -283,13 +347,18 @@ class Display:
         """running: {run directory: fraction done}."""
         seconds, work = time.monotonic() - self.start, self.done + sum(running.values())
         text = f"{self.done}/{self.total} runs, {len(running)} running, {work / self.total:.1%}"
-        if work > self.begun:
-            text += f", {hours((self.total - work) * seconds / (work - self.begun))} left"
+        if work > self.work_before:
+            left = (self.total - work) * seconds / (work - self.work_before)
+            text += f", {format_duration(left)} left"
         if self.terminal:
             print(f"\r{text:79}", end="", flush=True)
-        elif seconds - self.said > 60:
-            self.said = seconds
+        elif seconds - self.last_print > 60:
+            self.last_print = seconds
             print(text, flush=True)
+
+    def end(self):
+        took = format_duration(time.monotonic() - self.start)
+        self.line(f"{self.done} of {self.total} runs done in {took}")
 
 
 def connect(args):
@@ -314,73 +383,82 @@ def connect(args):
 
 
 def submit(args, commands):
-    """Home, and {Ray's reference: run directory} of all commands."""
+    """The Coordinator, and {Ray's reference: run directory} of all commands."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    commit = subprocess.run(  # as the scripts find theirs
-        "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True, text=True,
-        capture_output=True,
-    ).stdout.strip()  # fmt: skip
     options = dict(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    home = ray.remote(Home).options(**options).remote(os.getcwd(), commit)
+    coordinator = ray.remote(Coordinator).options(**options).remote(os.getcwd(), git_commit())
+    sources = {
+        script: {path.as_posix(): path.read_bytes() for path in source_files(script)}
+        for script in {command[1] for command in commands.values()}
+    }
     # One object for all: Ray keeps the order of tasks only among those that need the same objects.
-    scripts = ray.put({name: Path(name).read_bytes() for name in {c[1] for c in commands.values()}})
+    sources = ray.put(sources)
     task = ray.remote(train).options(
         num_cpus=args.cpus, num_gpus=args.gpus, max_retries=LOST_WORKERS, retry_exceptions=True
     )
-    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = max(1, int(args.cpus))
-    return home, {
-        task.remote(home, run_dir, command, scripts, path, threads, args.sync): run_dir
+    return coordinator, {
+        task.remote(coordinator, run_dir, command, sources, path, threads, args.sync): run_dir
         for run_dir, command in commands.items()
     }
 
 
-def sweep(args, commands):
-    """Runs what is left of commands. Returns the exit code."""
-    left = {r: c for r, c in commands.items() if not is_done(r, c)}
-    stale = [r for r in commands if r not in left and not same_script(r, commands[r])]
-    print(f"{len(commands)} runs, {len(commands) - len(left)} of them done before", flush=True)
-    if stale:
-        print(f"{len(stale)} of these by another version of the script, such as {stale[0]}")
-    if not left:
-        return 0
-    stopped = []
+def catch_signals():
+    """A list that gets the number of the first signal; the second ends this process at once."""
+    caught = []
 
     def on_signal(signum, _):
-        if stopped:
+        if caught:
             os._exit(128 + signum)  # Ray goes down with this process, and the runs with Ray
-        stopped.append(signum)
+        caught.append(signum)
 
-    connect(args)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, on_signal)
-    home, pending = submit(args, left)
-    begun = sum(fraction_done(Path(run_dir)) for run_dir in left)
-    show = Display(len(commands), len(commands) - len(left), begun)
+    return caught
+
+
+def result(ref):
+    """What train() returned."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return "failed", str(error).strip().splitlines()[-1]
+
+
+def sweep(args, commands):
+    """Runs what is left of commands. Returns the exit code."""
+    done = [r for r, command in commands.items() if is_done(r, command)]
+    unfinished = {r: command for r, command in commands.items() if r not in set(done)}
+    print(f"{len(commands)} runs, {len(done)} of them done before", flush=True)
+    if stale := [r for r in done if not same_script(r, commands[r])]:
+        print(f"{len(stale)} of these by another version of the script, such as {stale[0]}")
+    if not unfinished:
+        return 0
+    connect(args)
+    stopped = catch_signals()
+    coordinator, pending = submit(args, unfinished)
+    display = Display(len(commands), len(done), sum(fraction_done(Path(r)) for r in unfinished))
     failed, deadline = {}, None
     while pending:
         ready, _ = ray.wait(list(pending), timeout=TICK)
         for ref in ready:
-            run_dir = pending.pop(ref)
-            try:
-                status, text = ray.get(ref)
-            except ray.exceptions.RayError as error:
-                status, text = "failed", str(error).strip().splitlines()[-1]
+            run_dir, (status, text) = pending.pop(ref), result(ref)
             if status == "failed":
                 failed[run_dir] = text
-            show.ended(run_dir, status, text.splitlines()[0] if text else "")
-        running = ray.get(home.state.remote(stop=bool(stopped)))
-        show.state(running)
+            display.ended(run_dir, status, text.splitlines()[0] if text else "")
+        running = ray.get(coordinator.state.remote(stop=bool(stopped)))
+        display.state(running)
         if stopped:
             if not deadline:
-                show.line(f"stops: waits for the checkpoints of {len(running)} runs")
+                display.line(f"stops: waits for the checkpoints of {len(running)} runs")
                 deadline = time.monotonic() + 60
             if not running or time.monotonic() > deadline:
                 break
-    show.line(f"{show.done} of {show.total} runs done in {hours(time.monotonic() - show.start)}")
+    display.end()
     for run_dir, text in failed.items():
         print(f"\nFAILED {run_dir}: {text}")
     if stopped:
@@ -389,14 +467,7 @@ def sweep(args, commands):
     return 1 if failed else 0
 
 
-def same_script(run_dir, command):
-    """Whether the copy in run_dir is what command would run, if its script keeps one."""
-    script = Path(command[1])
-    copy = Path(run_dir) / script.name
-    return not copy.exists() or copy.read_bytes() == script.read_bytes()
-
-
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -409,22 +480,25 @@ def main():
     parser.add_argument("--skip", metavar="RUNS_CSV", help="skip the runs done by this report")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
+    for name, least in (("workers", 1), ("cpus", 0), ("gpus", 0), ("sync", 0)):
+        if (value := getattr(args, name)) is not None and value < least:
+            parser.error(f"--{name} {value}: must be at least {least}")
+    return args
+
+
+def main():
+    args = parse_args()
     try:
-        for name, least in (("workers", 1), ("cpus", 0), ("gpus", 0), ("sync", 0)):
-            if (value := getattr(args, name)) is not None and value < least:
-                raise ValueError(f"--{name} {value}: must be at least {least}")
         commands = read_commands(sys.stdin)
-        try:
-            commands = without_listed(commands, args.skip) if args.skip else commands
-        except (OSError, KeyError) as error:
-            raise ValueError(f"--skip {args.skip}: no runs.csv of report.py: {error}") from error
+        if args.skip:
+            commands = without_listed(commands, args.skip)
         if args.dry_run:
             print(*map(shlex.join, commands.values()), sep="\n")
             return 0
         if ray is None:
             raise ValueError("Ray is missing: pip install -r benchmark/requirements.txt")
         return sweep(args, commands)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, SyntaxError, ConnectionError) as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,9 +5,10 @@
     python benchmark/rounding.py
 
 The first trains by ppo_atari.py, whose flags it takes, in float32. In some twenty iterations of the
-run each gradient is computed as by --bf16, too, at the same weights, on the same minibatch; what it
+run each gradient is computed as by --bf16, too, at the same weights, on the same minibatch. What it
 differs by goes to rounding.csv in the run directory, and changes nothing in the run. The second
-makes tables of all such runs in benchmark/results/rounding/, with its notes.md.
+collects all such runs in benchmark/results/bfloat16/rounding.csv and makes its gradients.md, a
+section of the page that report.py makes.
 """
 
 import json
@@ -16,14 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from report import markdown, read, write
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+from report import table  # noqa: E402
+
 import ppo_atari  # noqa: E402
 
 PROBES = 20
+MEANS = "KL, float32", "KL, bfloat16", "clipped share, float32", "clipped share, bfloat16"
 
 
 class Kept:
@@ -49,9 +53,12 @@ class Probe:
             self.seen.append([self.gradient(agent, x, clip_coef, minibatch) for x in both])
             if number == args.update_epochs * per_epoch - 1:
                 step, path = iteration * args.batch_size, Path(args.run_dir) / "rounding.csv"
-                known = [row for row in read(path) if int(row["global_step"]) < step]
-                rows = compared(agent, self.seen, per_epoch)
-                write(path, known + [{"global_step": step} | row for row in rows])
+                rows = pd.DataFrame(compared(agent, self.seen, per_epoch))
+                rows.insert(0, "global_step", step)
+                if path.exists():
+                    known = pd.read_csv(path)
+                    rows = pd.concat([known[known["global_step"] < step], rows])
+                rows.to_csv(path, index=False)
         return self.update(agent, adam, args, learning_rate, clip_coef, *minibatch)
 
     def gradient(self, agent, args, clip_coef, minibatch):
@@ -93,25 +100,25 @@ def compared(agent, seen, per_epoch):
     return [*rows, total]
 
 
-def table(rows):
-    """What became of the gradient in each layer, over all probes of a run."""
-    lines = []
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        mine = [row for row in rows if row["layer"] == layer]
-        g, g_common, e, e_common, along = (
-            np.array([float(row[name]) for row in mine])
-            for name in ("gradient", "gradient_common", "error", "error_common", "along")
-        )
-        noise = g - g_common  # the variance between minibatches, summed over parameters
-        step = np.array([int(row["global_step"]) for row in mine])
-        late = step > 0.9 * step.max()
-        lines.append([
-            layer, f"{(e.sum() / g.sum()) ** 0.5:.1%}", f"{along.sum() / g.sum():+.2%}",
-            f"{e.sum() / noise.sum():.2%}", f"{e[late].sum() / noise[late].sum():.2%}",
-            f"{max(0, e_common.sum()) / noise.sum():.2%}",
-        ])  # fmt: skip
-    head = "layer", "error / gradient", "longer by", "error / noise", "last tenth", "common / noise"
-    return markdown(list(head), lines)
+def summary(rows):
+    """What became of the gradient over all probes of a run, from its rows of all layers together.
+
+    rows: DataFrame of rounding.csv; a Series of shares, and of KL and clipped share in either
+    precision.
+    """
+    late = rows[rows["global_step"] > 0.9 * rows["global_step"].max()]
+    total, end = rows.sum(numeric_only=True), late.sum(numeric_only=True)
+    # the variance between minibatches, summed over parameters
+    noise, noise_end = (x["gradient"] - x["gradient_common"] for x in (total, end))
+    shares = {
+        "error / gradient": (total["error"] / total["gradient"]) ** 0.5,
+        "longer by": total["along"] / total["gradient"],
+        "error / noise": total["error"] / noise,
+        "last tenth": end["error"] / noise_end,
+        "common / noise": max(0, total["error_common"]) / noise,
+    }
+    means = rows[["kl", "kl_bf16", "clip_fraction", "clip_fraction_bf16"]].mean()
+    return pd.Series(shares | means.to_dict())
 
 
 def main():
@@ -122,29 +129,33 @@ def main():
             return 2
         ppo_atari.update = Probe(ppo_atari.update)
         return ppo_atari.main()
-    out, text = HERE / "results" / "rounding", "# What bfloat16 changes in the gradients\n"
-    everything = read(out / "rounding.csv")
+    out = HERE / "results" / "bfloat16"
+    found = [pd.read_csv(path) for path in [out / "rounding.csv"] if path.exists()]
     for path in sorted((HERE.parent / "runs" / "rounding").glob("*/*/rounding.csv")):
         facts = json.loads((path.parent / "args.json").read_text())
-        key = {"task": path.parent.parent.name, "seed": str(facts["seed"])}
-        everything = [row for row in everything if not key.items() <= row.items()]
+        key = {"task": path.parent.parent.name, "seed": facts["seed"]}
         key |= {"git_commit": facts["git_commit"], "command": " ".join(facts["command"])}
-        everything += [key | row for row in read(path)]
-    if not everything:
+        rows = pd.read_csv(path)
+        found.append(pd.DataFrame(key, rows.index).join(rows))
+    if not found:
         return "rounding.py: no runs/rounding/GAME/SEED/rounding.csv, and no results either"
-    for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in everything):
-        mine = [r for r in everything if (r["task"], r["seed"]) == (task, seed)]
-        whole = [r for r in mine if r["layer"] == "all"]
-        text += f"\n## {task}, seed {seed}, {len(whole)} iterations of its run\n\n{table(mine)}\n"
-        for name in ("kl", "clip_fraction"):
-            x, y = (np.mean([float(r[n]) for r in whole]) for n in (name, f"{name}_bf16"))
-            text += f"- {name}, mean: {x:.4g} in float32, {y:.4g} in bfloat16\n"
-        text += f"- `python {mine[0]['command']}`, commit {mine[0]['git_commit']}\n"
-    out.mkdir(exist_ok=True)
-    write(out / "rounding.csv", everything)
-    notes = out / "notes.md"
-    (out / "README.md").write_text(text + ("\n" + notes.read_text() if notes.exists() else ""))
-    print(out / "README.md")
+    key = ["task", "seed", "global_step", "layer"]
+    rows = pd.concat(found).drop_duplicates(key, keep="last")
+    rows.to_csv(out / "rounding.csv", index=False, lineterminator="\n")
+    runs = rows[rows["layer"] == "all"].groupby("task", sort=False)
+    names = list(runs.groups)
+    shares = pd.DataFrame([summary(x) for _, x in runs], names)
+    commands = [f"- {task}: `python {x['command'].iloc[0]}`, commit {x['git_commit'].iloc[0][:7]}\n"
+                for task, x in runs]  # fmt: skip
+    text = f"""## What does bfloat16 change in the gradients?
+
+{table(dict(shares.iloc[:, :5].items()), names, "{:.2%}".format)}
+Means over the run:
+
+{table(dict(zip(MEANS, shares.iloc[:, 5:].to_numpy().T)), names, "{:.4g}".format)}
+{"".join(commands)}"""
+    (out / "gradients.md").write_text(text)
+    print(f"{out / 'gradients.md'}: a section of the page that report.py bfloat16 makes")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from test_atari import Tape
 
 import ppo_atari
 
+pd = pytest.importorskip("pandas", reason="pip install -r benchmark/requirements.txt")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import rounding  # noqa: E402
 
@@ -53,9 +56,11 @@ def test_a_probed_run_is_the_same_and_its_gradients_are_autograds(tmp_path, monk
         assert 0 < float(row["error"]) < 0.01 * float(row["gradient"])
 
 
-def test_the_table_is_of_lengths_over_a_whole_run():
+def test_the_summary_is_of_lengths_over_a_whole_run():
     first = dict(global_step=0, gradient=5, gradient_common=1, error=0.03, error_common=0.006)
     last = dict(global_step=1024, gradient=5, gradient_common=1, error=0.01, error_common=0.002)
-    rows = [{"layer": "all", "along": x} | row for x, row in ((0.01, first), (-0.03, last))]
-    shares = "6.3%", "-0.20%", "0.50%", "0.25%", "0.10%"
-    assert rounding.table(rows).splitlines()[2] == f"| all | {' | '.join(shares)} |"
+    more = dict(kl=0.1, kl_bf16=0.2, clip_fraction=0.3, clip_fraction_bf16=0.4)
+    rows = [{"along": x} | row | more for x, row in ((0.01, first), (-0.03, last))]
+    found = rounding.summary(pd.DataFrame(rows)).to_dict()
+    shares = [0.004**0.5, -0.002, 0.005, 0.0025, 0.001]
+    assert list(found.values()) == pytest.approx([*shares, 0.1, 0.2, 0.3, 0.4])

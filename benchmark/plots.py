@@ -1,0 +1,142 @@
+"""Pictures. Curves come as {(setting, task): DataFrame of values, steps x seeds}."""
+
+from itertools import product
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+matplotlib.use("Agg")
+plt.rcParams.update({
+    "figure.constrained_layout.use": True, "figure.facecolor": "white", "savefig.dpi": 110,
+    "font.size": 10, "axes.grid": True, "grid.color": "#E6E6E6", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+})  # fmt: skip
+
+CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe, Ito
+STYLE = {  # a hue and a dash for each family, darker for more of its parameter
+    "no-clip": ("#000000", "-"), "pg": ("#999999", "-"),
+    "clip-0.1": ("#79BDEB", "-"), "clip-0.2": ("#0072B2", "-"), "clip-0.3": ("#00304D", "-"),
+    "log-clip-0.2": ("#009E73", "-"),
+    "adaptive-kl-0.003": ("#F3B562", "--"), "adaptive-kl-0.01": ("#D97700", "--"),
+    "adaptive-kl-0.03": ("#7A3B00", "--"), "fixed-kl-0.3": ("#E8A9CC", ":"),
+    "fixed-kl-1": ("#CC6FA3", ":"), "fixed-kl-3": ("#943A6C", ":"), "fixed-kl-10": ("#4B1233", ":"),
+}  # fmt: skip
+FAMILIES = {"no-clip": "no clipping", "clip": "clipping, epsilon", "fixed-kl": "fixed KL, beta",
+            "adaptive-kl": "adaptive KL, d_targ (thin line)"}  # fmt: skip
+
+
+def save(figure, path):
+    """Writes a figure, the same bytes every time, and closes it."""
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+    print(path)
+
+
+def looks(settings):
+    """{setting: colour and dash}."""
+    found = {
+        s: STYLE.get(s, (CYCLE[i % 7], "-" if i < 7 else "--")) for i, s in enumerate(settings)
+    }
+    return {s: dict(color=c, linestyle=dash) for s, (c, dash) in found.items()}
+
+
+def family(setting):
+    other = {"pg": "no-clip", "log-clip-0.2": "clip"}.get(setting, setting)
+    return next((f for f in FAMILIES if other.startswith(f)), None)
+
+
+def panel(ax, table, task, look, sweep, random=(), levels=()):
+    """Curves of one task: mean over seeds, and from the lowest to the highest."""
+    top, bottom = max(levels, default=-np.inf), np.inf
+    for s in (s for s in look if (s, task) in table):
+        curve = table[s, task].rolling(sweep.width, center=True, min_periods=1).mean()
+        x, low, high = curve.index / 1e6, curve.min(axis=1), curve.max(axis=1)
+        ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.1, linewidth=0)
+        ax.plot(x, curve.mean(axis=1), linewidth=2.2 if s == "clip-0.2" else 1.3, **look[s])
+        top, bottom = max(top, high.max()), min(bottom, low.min())
+    floor = 2 * random[task] - top if task in random else -np.inf
+    if bottom < floor < top:  # else one that collapsed would flatten all others
+        ax.set_ylim(floor, top + 0.05 * (top - floor))
+        ax.text(0.02, 0.03, f"lowest: {bottom:,.0f}", transform=ax.transAxes,
+                bbox=dict(facecolor="white", alpha=0.85, edgecolor="none", pad=1.5))  # fmt: skip
+
+
+def curves(path, sweep, column="return"):
+    """Learning curves, a panel a task; a row a family, with no clipping and 0.2 in every row."""
+    table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
+    groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
+    tasks, groups = sweep.tasks, groups if len(groups) > 2 else [""]
+    lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
+    across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
+    panels = len(tasks) + 1  # with one for the legend
+    columns = panels if groups[1:] else min(panels, 4 if panels < 9 else round(panels**0.5 + 0.49))
+    count = -(-panels // columns) * len(groups)
+    figure, axes = plt.subplots(count, columns, figsize=(3.2 * columns, 2.7 * count), squeeze=False)
+    for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, None])):
+        shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "clip-0.2")]
+        shown = {s: look[s] for s in shown}
+        if task is None:
+            names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
+                     for s, x in (shown | across).items()]  # fmt: skip
+            ax.legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
+        else:
+            levels, random = [x[task] for x in lines.values()], sweep.random if score else ()
+            panel(ax, table, task, shown, sweep, random, levels)
+            for name, x in lines.items():
+                ax.axhline(x[task], **across[name])
+            ax.set(title=task, xlabel="million steps")
+    for ax in axes.flat:
+        ax.axis("on" if ax.lines else "off")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("return of an episode" if score else column)
+    save(figure, path)
+
+
+def entropy(path, sweep):
+    """The same of the policy's entropy."""
+    curves(path, sweep, "entropy")
+
+
+def scores(path, labels, columns, paper=None):
+    """A row a label: {name: [S, 3]} as dots with intervals beside the paper's [S], or as bars."""
+    figure, ax = plt.subplots(figsize=(8, 0.45 * len(labels) + 1.3))
+    for (name, found), colour, shift in zip(columns.items(), CYCLE, (-0.18, 0.18)):
+        y, dark = np.arange(len(labels)) + shift, "#333333" if paper is None else colour
+        if paper is None:
+            ax.barh(y, found[:, 0], 0.36, color=colour, label=name)
+        else:
+            ax.plot(found[:, 0], y, "o", color=colour, label=name)
+        ax.hlines(y, found[:, 1], found[:, 2], color=dark, linewidth=2)
+    if paper is not None and paper.notna().any():
+        ax.plot(paper, range(len(labels)), "kD", markersize=5, label="paper")
+    ax.set_xlabel("mean normalised score (random policy 0, best result 1)")
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=3)
+    save(figure, path)
+
+
+def kl(path, sweep):
+    """KL after the update against steps, a panel a family, all tasks and seeds pooled."""
+    table, look = sweep.curves("kl"), looks(sweep.label)
+    groups = [name for name in (*FAMILIES, None) if name in map(family, look)]
+    size = 3.4 * len(groups) + 4 * (None in groups), 3.8
+    figure, axes = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], groups):
+        for s in (s for s in look if family(s) == name):
+            pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
+            low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
+            x, label = middle.index / 1e6, s.removeprefix(f"{name}-") if name else sweep.label[s]
+            ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.12, linewidth=0)
+            ax.plot(x, middle, label=label, **look[s])
+            if name == "adaptive-kl":
+                ax.axhline(float(label), color=look[s]["color"], linewidth=0.8)
+        ax.set(title=FAMILIES.get(name, ""), yscale="log", xlabel="million steps")
+        place = dict(loc="upper center", ncols=4, columnspacing=1, handlelength=1.4)
+        ax.legend(**place if name else dict(loc="center left", bbox_to_anchor=(1, 0.5)))
+    axes[0, 0].set_ylabel("KL[pi_old, pi] after the update")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low, high * (high / low) ** 0.2)  # room for the legends
+    save(figure, path)
