@@ -28,16 +28,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import nn
-from torch.distributions import Independent, Normal, kl_divergence
-
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 if not find_spec("ppo_continuous"):
     print("a2c.py: needs ppo_continuous.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
-import ppo_continuous as ppo
+import ppo_continuous as ppo  # before numpy, whose number of threads it sets
 from ppo_continuous import Agent, Int, Replay, RunningMeanStd, estimate, rollout, zeros
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal, kl_divergence
 
 ppo.LIMITS.update(average_decay=(0, 1), delta=(0, 1e12))
 
@@ -71,7 +70,8 @@ class A2c(ppo.Advantages):
 class Args(A2c, Common):
     def __post_init__(self):
         ppo.check_numbers(self)
-        if not 2 <= (size := self.batch_size) <= (total := self.total_timesteps):
+        size, total = self.batch_size, self.total_timesteps
+        if not 2 <= size <= total:
             raise ValueError(f"--num-steps {self.num_steps}: a batch, {size}, must be 2 to {total}")
         if not self.trust_region and (self.delta, self.average_decay) != (1.0, 0.99):
             raise ValueError("--delta and --average-decay need --trust-region")

@@ -26,16 +26,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-from torch.nn.utils import parameters_to_vector as flat
-
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 if not find_spec("ppo_continuous"):
     print("cem.py: needs ppo_continuous.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
-import ppo_continuous as ppo
+import ppo_continuous as ppo  # before numpy, whose number of threads it sets
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector as flat
 
 ppo.LIMITS.update(elite=(1e-6, 1), first_extra_std=(0, 1e12))
 

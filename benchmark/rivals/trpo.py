@@ -29,16 +29,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch.distributions import kl_divergence
-
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 if not find_spec("ppo_continuous") or not find_spec("vpg"):
     print("trpo.py: needs ppo_continuous.py beside it or two folders up; vpg.py", file=sys.stderr)
     sys.exit(2)
-import ppo_continuous as ppo
+import ppo_continuous as ppo  # before numpy, whose number of threads it sets
 from ppo_continuous import Adam, Agent, Int, Replay, RunningMeanStd, estimate, rollout, zeros
 from vpg import ValueFit, fit_values, value_step
+import torch
+from torch.distributions import kl_divergence
 
 
 @dataclass

@@ -26,16 +26,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from torch.distributions import kl_divergence
-
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 if not find_spec("ppo_continuous"):
     print("vpg.py: needs ppo_continuous.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
-import ppo_continuous as ppo
+import ppo_continuous as ppo  # before numpy, whose number of threads it sets
 from ppo_continuous import Adam, Agent, Int, Replay, RunningMeanStd, estimate, rollout, zeros
+import numpy as np
+import torch
+from torch.distributions import kl_divergence
 
 
 @dataclass
