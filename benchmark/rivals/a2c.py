@@ -11,12 +11,11 @@ Each iteration
     runs the policy for num_steps steps in each of num_envs environments
     estimates advantages, n-step returns less V, the PPO paper's eq. 10
     takes one step of RMSProp up its eq. 9, with L^PG, eq. 2, for L^CLIP                update()
-With --trust-region the gradient of each sample with respect to the policy's mean and log std is
-projected, ACER's eqs. 11 and 12, so that the step leads away from an average policy by no more
-than delta, to first order; the average then takes in the new policy                   project()
+With --trust-region the gradient in each sample's mean and log std is changed, as little as leaves
+it leading away from an average policy by no more than delta, ACER's eq. 12            project()
 
-Settings: baselines' defaults of 2017, but no entropy bonus, which lets a Gaussian grow without
-bound; delta and decay of the average are those of ACER there. (+) marks what is in neither.
+Settings: baselines' of 2017, but no entropy bonus, under which a Gaussian may widen without bound;
+the trust region's are those of ACER there. (+) marks what is in none of these.
 Shapes: T num_steps, N num_envs, B = T*N, O observation size, A action size.
 """
 
@@ -123,9 +122,9 @@ def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantage
     (objective - args.vf_coef * value_loss).backward()
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
     rmsprop.step(learning_rate)
-    with torch.no_grad():
+    if args.trust_region:
         for a, p in zip(average.parameters(), agent.parameters()):
-            a.mul_(args.average_decay).add_((1 - args.average_decay) * p)
+            a.mul_(args.average_decay).add_((1 - args.average_decay) * p.detach())
     return torch.stack([policy_objective.mean(), value_loss, pi.entropy().mean(), projected])
 
 
@@ -134,7 +133,8 @@ def train(args, envs, run):
     B, O, A = args.batch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    average = nn.ModuleDict(dict(agent=deepcopy(agent)))  # in a dict: no name is agent's, too
+    average = nn.ModuleDict(dict(agent=deepcopy(agent)))  # a dict, so that names differ for Replay
+    average.requires_grad_(False)
     rmsprop = RMSProp(agent.parameters())
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(update, agent, average, rmsprop, args)
