@@ -310,7 +310,7 @@ def test_cem_finds_the_top_of_a_quadratic():
 
 def test_noise_of_cem_decreases_over_half_the_run():
     shares = [0, 0.125, 0.25, 0.375, 0.5, 0.75, 1]
-    variances = [cem.extra_std(0.2, done) ** 2 for done in shares]
+    variances = [cem.noise_std(0.2, done) ** 2 for done in shares]
     np.testing.assert_allclose(variances, [0.04, 0.03, 0.02, 0.01, 0, 0, 0], atol=1e-12)
 
 

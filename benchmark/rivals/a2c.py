@@ -102,7 +102,7 @@ METRICS = ("policy_objective", "value_loss", "entropy", "projected")
 
 
 def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantages, targets):
-    """A step up eq. 9 by obs [B, O], actions [B, A], advantages and targets [B]; METRICS."""
+    """A step from obs [B, O], actions [B, A], advantages and targets [B]. Returns METRICS."""
     pi, value = agent(obs)
     if args.trust_region:
         phi = torch.cat([pi.mean, pi.stddev.log()], -1)  # [B, 2A]

@@ -11,13 +11,12 @@ Each generation
     draws the weights of population policies from a diagonal Gaussian
     plays an episode with each; its score is the sum of rewards     play()
     fits the Gaussian to the best of them, its elite, and adds      refit()
-    noise to its variance, decreasing to 0 over half the run        extra_std()
+    noise to its variance, decreasing to 0 over half the run        noise_std()
 
-Settings: those of the first author's code of 2016 (joschu/modular_rl): a deterministic policy of
-10 and 5 tanh units, elite, noise. Only the population is half as large, for a run of 1M steps has
-no more than a thousand episodes. (+) marks what is not in it.
-Every episode of every policy counts as one of training. Shapes: O observation size, A action size,
-D number of weights.
+Settings: those of the PPO paper's first author's code of 2016 (joschu/modular_rl): a deterministic
+policy of 10 and 5 tanh units, elite, noise. Only the population is half as large, for 1M steps may
+be no more than a thousand episodes. Every one of them counts as an episode of training.
+Shapes: O observation size, A action size, D number of weights.
 """
 
 import math
@@ -36,7 +35,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector as flat
 
-ppo.LIMITS.update(elite=(1e-6, 1), first_extra_std=(0, 1e12))
+ppo.LIMITS.update(elite=(1e-6, 1), extra_std=(0, 1e12))
 
 
 @dataclass
@@ -53,8 +52,8 @@ class Cem:
 
     population: ppo.Int = 100  # policies of a generation
     elite: float = 0.2  # the share of them that the next is fitted to
-    first_std: float = 1.0  # of the weights in the first generation, around a network's usual ones
-    first_extra_std: float = 0.01  # of the noise
+    init_std: float = 1.0  # of the weights in the first generation, around usual initial weights
+    extra_std: float = 0.01  # of the noise, at first
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Policy(nn.Module):
         layers = [nn.Linear(obs_size, 10), nn.Linear(10, 5), nn.Linear(5, action_size)]
         layers[-1].weight.data *= 0.1
         self.net = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
-        self.register_buffer("var", torch.full_like(flat(self.net.parameters()), args.first_std**2))
+        self.register_buffer("var", torch.full_like(flat(self.net.parameters()), args.init_std**2))
 
     features = ppo.Agent.features
 
@@ -96,9 +95,9 @@ class Policy(nn.Module):
             p.copy_(x.view_as(p))
 
 
-def extra_std(first, done):
-    """The std of the noise, where done is the share of the run that lies behind."""
-    return first * math.sqrt(max(1 - 2 * done, 0))
+def noise_std(extra_std, done):
+    """Of the noise, where done is the share of the run that lies behind."""
+    return extra_std * math.sqrt(max(1 - 2 * done, 0))
 
 
 def refit(population, scores, elite):
@@ -126,7 +125,7 @@ def train(args, envs, run):
     while envs.global_step < args.total_timesteps:
         generation += 1
         rng = ppo.generator(args.seed, generation)
-        extra = extra_std(args.first_extra_std, envs.global_step / args.total_timesteps)
+        extra = noise_std(args.extra_std, envs.global_step / args.total_timesteps)
         std = np.sqrt(policy.var.numpy() + extra**2)
         mean = flat(policy.net.parameters()).detach().numpy()
         draws = rng.standard_normal((args.population, len(mean)), np.float32)

@@ -18,6 +18,7 @@ Each iteration, with the PPO paper's numbers of equations,
 The settings are those of the first author's code of 2016 (joschu/modular_rl), with one batch size
 for all tasks, and the line search of openai/baselines, July 2017. (+) marks what is in neither.
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size, P parameters.
+x are features: observations after the filter.
 """
 
 import math
@@ -76,7 +77,7 @@ def fisher(kl, parameters, damping):
 
 
 def conjugate_gradients(product, g, iterations):
-    """x [P] with product(x) close to g [P]: Hestenes & Stiefel 1952."""
+    """An x [P] with product(x) close to g [P], by Hestenes & Stiefel 1952."""
     x, residual, direction = torch.zeros_like(g), g, g
     for _ in range(iterations):
         if (square := residual @ residual) < 1e-10:
@@ -89,7 +90,9 @@ def conjugate_gradients(product, g, iterations):
 
 
 def line_search(attempt, max_kl, tries=10):
-    """The first of 1, 1/2, 1/4, ... whose attempt(fraction) -> (gain, kl) is good, or 0; both."""
+    """Takes the first of 1, 1/2, 1/4, ... of the step that raises the surrogate within bounds, or 0.
+
+    attempt(fraction) takes that part and returns gain, kl. Returns fraction, gain, kl."""
     for fraction in (0.5**i for i in range(tries)):
         gain, kl = attempt(fraction)
         if math.isfinite(gain) and gain > 0 and kl <= 1.5 * max_kl:
@@ -101,7 +104,7 @@ METRICS = ("step_fraction", "surrogate_gain", "kl")
 
 
 def trust_region_step(agent, args, x, actions, advantages):
-    """Moves the policy by features x [T, N, O], actions [T, N, A], advantages [T, N]; METRICS."""
+    """Moves the policy, from x [T, N, O], actions [T, N, A], advantages [T, N]. Returns METRICS."""
     old_agent = deepcopy(agent).requires_grad_(False)
     parameters = [*agent.actor.parameters(), agent.log_std]
     theta, sizes = flat(parameters).detach(), [p.numel() for p in parameters]

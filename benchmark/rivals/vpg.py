@@ -16,7 +16,8 @@ Each iteration, with the PPO paper's numbers of equations,
 The rule is that of the code which the footnote names (hw4 of berkeleydeeprlcourse/homework,
 March 2017). Batch, lambda and standardised advantages are those of the nearest MuJoCo code of its
 time (ACKTR in openai/baselines, August 2017). (+) marks what is in neither.
-Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
+Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size. x are
+features: observations after the filter.
 """
 
 import sys
@@ -72,7 +73,7 @@ def adapt(step_size, kl, desired_kl):
 
 
 def policy_step(agent, adam, x, actions, advantages):
-    """A step up eq. 2 by features x [T, N, O], actions [T, N, A], advantages [T, N]; its L^PG."""
+    """A step up eq. 2 from x [T, N, O], actions [T, N, A], advantages [T, N]. Returns L^PG."""
     objective = (agent.policy(x).log_prob(actions) * advantages).mean()
     agent.zero_grad()
     objective.backward()
@@ -81,7 +82,7 @@ def policy_step(agent, adam, x, actions, advantages):
 
 
 def value_step(critic, adam, learning_rate, x, targets):
-    """A step down the mean square error on a minibatch, x [M, O] and targets [M]; that error."""
+    """A step down the mean square error of x [M, O] and targets [M]. Returns that error."""
     loss = (critic(x).squeeze(-1) - targets).square().mean()
     critic.zero_grad()
     (-loss).backward()
@@ -90,7 +91,7 @@ def value_step(critic, adam, learning_rate, x, targets):
 
 
 def fit_values(step, args, rng, x, targets):
-    """Calls step() on minibatches of features x [T, N, O] and targets [T, N]; the mean error."""
+    """Calls step() on minibatches of x [T, N, O] and targets [T, N]. Returns the mean error."""
     x, targets = x.flatten(0, 1).numpy(), targets.flatten().numpy()
     epochs = [rng.permutation(len(x)) for _ in range(args.value_epochs)]
     rows = np.reshape(epochs, (-1, args.minibatch_size))
