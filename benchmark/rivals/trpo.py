@@ -17,8 +17,7 @@ Each iteration, with the PPO paper's numbers of equations,
 
 The settings are those of the first author's code of 2016 (joschu/modular_rl), with one batch size
 for all tasks, and the line search of openai/baselines, July 2017. (+) marks what is in neither.
-Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size, P parameters.
-x are features: observations after the filter.
+Shapes: T num_steps, N num_envs, O observation size, A action size, P parameters; x: obs, filtered.
 """
 
 import math

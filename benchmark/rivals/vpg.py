@@ -16,8 +16,8 @@ Each iteration, with the PPO paper's numbers of equations,
 The rule is that of the code which the footnote names (hw4 of berkeleydeeprlcourse/homework,
 March 2017). Batch, lambda and standardised advantages are those of the nearest MuJoCo code of its
 time (ACKTR in openai/baselines, August 2017). (+) marks what is in neither.
-Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size. x are
-features: observations after the filter.
+Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size; x: obs,
+filtered.
 """
 
 import sys
