@@ -89,7 +89,7 @@ def conjugate_gradients(product, g, iterations):
 
 
 def line_search(attempt, max_kl, tries=10):
-    """Takes the first of 1, 1/2, 1/4, ... of the step that raises the surrogate within bounds, or 0.
+    """Takes the first of 1, 1/2, 1/4, ... of the step that is an improvement within bounds, or 0.
 
     attempt(fraction) takes that part and returns gain, kl. Returns fraction, gain, kl."""
     for fraction in (0.5**i for i in range(tries)):
