@@ -11,7 +11,7 @@ TASKS="HalfCheetah Hopper InvertedDoublePendulum InvertedPendulum Reacher Swimme
 SETTINGS=(  # name, seeds, command
   "ppo        10  ppo_continuous.py"
   "trpo       10  benchmark/rivals/trpo.py"
-  "trpo-2016  10  benchmark/rivals/trpo.py"
+  "trpo-2016  10  benchmark/rivals/trpo.py --minibatch-size 50"
   "vpg        10  benchmark/rivals/vpg.py"
   "a2c         5  benchmark/rivals/a2c.py"
   "a2c-tr      5  benchmark/rivals/a2c.py --trust-region"

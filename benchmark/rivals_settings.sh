@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 
 TASKS="HalfCheetah Hopper Swimmer"
 SETTINGS=(  # rival, setting, flags
-  "trpo  batch-5000     --num-steps 5000"
   "trpo  batch-2048     --num-steps 2048 --minibatch-size 64"
-  "trpo  batch-15000    --num-steps 15000"
-  "trpo  batch-25000    --num-steps 25000"
+  "trpo  batch-5000     --num-steps 5000 --minibatch-size 50"
+  "trpo  batch-15000    --num-steps 15000 --minibatch-size 50"
+  "trpo  batch-25000    --num-steps 25000 --minibatch-size 50"
   "vpg   kl-0.01        --desired-kl 0.01"
   "vpg   kl-0.002       --desired-kl 0.002"
   "cem   population-100 --population 100"

@@ -27,7 +27,7 @@ torch.distributions.Distribution.set_default_validate_args(False)  # as Replay d
 RIVALS = [trpo, vpg, a2c, cem]
 O, A, T, N = 3, 2, 60, 2
 FAST = {  # so that a few thousand steps show something
-    trpo: "--num-steps 500",
+    trpo: "--num-steps 512",
     vpg: "--num-steps 512",
     a2c: "--learning-rate 7e-3",
     cem: "--population 20",
@@ -389,7 +389,7 @@ def test_help_is_its_own(rival, tmp_path):
     [
         (trpo, "--clip-coef 0.2", "--clip-coef"),
         (trpo, "--norm-adv minibatch", "--norm-adv batch none"),
-        (trpo, "--minibatch-size 64", "--minibatch-size 64 5000"),
+        (trpo, "--num-steps 5000", "--minibatch-size 64 5000"),
         (trpo, "--max-kl 0", "--max-kl"),
         (vpg, "--desired-kl -1", "--desired-kl"),
         (vpg, "--total-timesteps 2000", "--total-timesteps 2000 2560"),
