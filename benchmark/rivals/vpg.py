@@ -105,7 +105,7 @@ def train(args, envs, run):
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
     adam = Adam([*agent.actor.parameters(), agent.log_std], eps=1e-8)
     adam.register_buffer("step_size", torch.tensor(args.learning_rate))
-    value_adam = Adam(agent.critic.parameters(), eps=1e-8)
+    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 lets rounding move dead units
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(value_step, agent.critic, value_adam)
     step = Replay(args.compile, step, 0.0, zeros(M, O), zeros(M))
