@@ -16,7 +16,7 @@ Each iteration, with the PPO paper's numbers of equations,
     fits the value function                                        fit_values()
 
 The settings are those of the first author's code of 2016 (joschu/modular_rl), but for the batch,
-PPO's for all tasks, since it did better than theirs of 5000 to 25000 steps (settings.csv), and the
+PPO's for all tasks, since it did better than the smallest of theirs, 5000 (settings.csv), and the
 line search of openai/baselines, July 2017. (+) marks what is in neither.
 Shapes: T num_steps, N num_envs, O observation size, A action size, P parameters; x: obs, filtered.
 """
