@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The search for the rivals' settings where their authors left a choice: three tasks, two seeds,
+# 1M steps each, at most 12 settings a rival. Its scores come to benchmark/rivals/settings.csv.
+#     bash benchmark/rivals_settings.sh [flags of launch.py]      RIVALS=trpo for one of them
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TASKS="HalfCheetah Hopper Swimmer"
+SETTINGS=(  # rival, setting, flags
+  "trpo  batch-2048     --num-steps 2048 --minibatch-size 64"
+  "trpo  batch-5000     --num-steps 5000 --minibatch-size 50"
+  "trpo  batch-15000    --num-steps 15000 --minibatch-size 50"
+  "trpo  batch-25000    --num-steps 25000 --minibatch-size 50"
+  "vpg   kl-0.01        --desired-kl 0.01"
+  "vpg   kl-0.002       --desired-kl 0.002"
+  "cem   population-100 --population 100"
+  "cem   population-40  --population 40"
+  "cem   population-200 --population 200"
+  "a2c   rewards-scaled --norm-reward"
+  "a2c   rewards-raw    --no-norm-reward"
+)
+
+for seed in 1 2; do
+  for line in "${SETTINGS[@]}"; do
+    for task in $TASKS; do
+      read -r rival setting flags <<< "$line"
+      [[ " ${RIVALS:-trpo vpg a2c cem} " != *" $rival "* ]] ||
+        echo python "benchmark/rivals/$rival.py" $flags --env-id "$task" --seed "$seed" \
+          --run-dir "runs/rivals-settings/$rival/$setting/$task/$seed"
+    done
+  done
+done | python benchmark/launch.py "$@"
+
+[[ " $* " == *" --dry-run "* ]] || python - > benchmark/rivals/settings.csv << END
+import json
+from pathlib import Path
+
+print("rival,setting,task,seed,steps,score")
+for path in sorted(Path("runs/rivals-settings").glob("*/*/*/*/summary.json")):
+    summary = json.loads(path.read_text())
+    print(*path.parts[2:6], summary["global_step"], round(summary["score"], 1), sep=",")
+END
