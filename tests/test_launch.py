@@ -212,7 +212,7 @@ def test_skips_what_a_report_has(folder):
     "name, runs",
     [
         ("mujoco", 7), ("table1", 91), ("table1_2017", 91), ("no_clip", 30), ("atari", 49),
-        ("bfloat16", 8), ("ablation", 104), ("kl_constants", 49),
+        ("bfloat16", 8), ("ablation", 104), ("kl_constants", 49), ("held_out", 30), ("rivals", 49),
     ],
 )  # fmt: skip
 def test_sweeps_list_their_runs(name, runs):
