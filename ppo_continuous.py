@@ -32,8 +32,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections import Counter
-from contextlib import closing, redirect_stderr, suppress
+from contextlib import closing, nullcontext, redirect_stderr, suppress
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
@@ -993,69 +992,61 @@ class Replay:
     def __init__(self, enabled, function, *inputs):
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
-        self.function, self.operations, self.calls, self.mismatch = function, [], 0, 0
-        self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
+        self.function, self.enabled, self.operations = function, enabled, []
+        self.calls = self.mismatch = 0
+        self.arrays = [np.asarray(x, np.float32) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         owners = [getattr(function, "__self__", None), *getattr(function, "args", ())]
         modules = [x.state_dict() for x in owners if isinstance(x, nn.Module)]
         self.state = {name: x for module in modules for name, x in module.items()}
         if enabled:
-            before = self.copy()
-            with Recorder(self.operations, (self.inputs, self.state)):
-                self.result = as_numpy(function(*self.inputs))
-            self.put_back(before)
-
-    def copy(self):
-        return torch.get_rng_state(), {name: x.clone() for name, x in self.state.items()}
-
-    def put_back(self, copy):
-        torch.set_rng_state(copy[0])
-        for name, x in self.state.items():
-            x.copy_(copy[1][name])
+            recorder = Recorder(self.operations, (self.inputs, self.state))
+            self.result = self.try_out(recorder)[2].numpy()
 
     def __call__(self, *inputs):
         for array, x in zip(self.arrays, inputs):
             if array is not x:
                 array[...] = x
-        if not self.operations:
-            return as_numpy(self.function(*self.inputs))
+        if not self.enabled:
+            return self.function(*self.inputs).detach().numpy()
         self.calls += 1
-        if self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1:
-            self.compare()
-        else:
-            for operation in self.operations:
-                operation()
+        compares = self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1
+        expected = self.try_out(nullcontext()) if compares else None
+        for operation in self.operations:
+            operation()
+        if compares:
+            self.compare(*expected)
         return self.result
 
-    def compare(self):
-        """Repeats function and runs it, too. Raises Stop(1) if they differ twice, beyond rounding.
+    def try_out(self, mode):
+        """The state before and after function, and its result; puts back state and generator."""
+        before = deepcopy(self.state)
+        with torch.random.fork_rng(devices=()), mode:
+            result = self.function(*self.inputs).detach()
+        after = deepcopy(self.state)
+        for name, x in self.state.items():
+            x.copy_(before[name])
+        return before, after, result
+
+    def compare(self, before, expected, result):
+        """Raises Stop(1) if the replay has come to something else for the second time.
 
         Once may be a sample at the very edge of the clip that rounding has put beyond it.
         """
-        before = self.copy()
-        expected = self.results(self.function(*self.inputs)) | self.copy()[1]
-        self.put_back(before)
-        for operation in self.operations:
-            operation()
-        found, size = self.results(torch.from_numpy(self.result)) | self.state, Counter()
+        names = [f"result.{i}" for i in range(result.numel())]
+        expected |= zip(names, result.flatten())
+        found = self.state | dict(zip(names, torch.from_numpy(self.result).flatten()))
         for name, x in expected.items():
-            size[name.split(".")[0]] += x.norm().item()  # of all layers: rounding spreads
-        for name, x in expected.items():
-            error, change = (found[name] - x).norm(), (x - before[1].get(name, 0)).norm()
-            far = error > 1e-2 * change + 1e-5 * size[name.split(".")[0]] + 1e-5
+            part = name.split(".")[0] + "."
+            size = sum(y.norm() for key, y in expected.items() if f"{key}.".startswith(part))
+            rounding = 1e-5 * size + 1e-5  # which spreads to all layers
+            far = (found[name] - x).norm() > 1e-2 * (x - before.get(name, 0)).norm() + rounding
             if far or not torch.equal(found[name].isfinite(), x.isfinite()):
                 if self.mismatch:
                     what = getattr(self.function, "func", self.function).__name__
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
                 self.mismatch = self.calls
-                break
-
-    def results(self, tensor):
-        return {f"result.{i}": x.clone() for i, x in enumerate(tensor.detach().flatten())}
-
-
-def as_numpy(result):
-    return result.detach().numpy()
+                return
 
 
 class Recorder(TorchDispatchMode):
@@ -1088,12 +1079,9 @@ class Recorder(TorchDispatchMode):
         varies = Tag.nondeterministic_seeded in tags or addresses((args, kwargs)) & self.varying
         if in_place or varies and name not in ("aten::ones_like", "aten::zeros_like"):
             self.varying |= addresses(result)
-            self.operations += repeated(target, in_place, *detached((result, args, kwargs)))
+            nested = tree_map_only(torch.Tensor, torch.Tensor.detach, (result, args, kwargs))
+            self.operations += repeated(target, *nested)
         return result
-
-
-def detached(nested):
-    return tree_map_only(torch.Tensor, torch.Tensor.detach, nested)
 
 
 def addresses(nested):
@@ -1101,86 +1089,78 @@ def addresses(nested):
     return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
 
 
-def repeated(target, in_place, result, args, kwargs):
+def repeated(target, result, args, kwargs):
     """Functions of nothing that fill result once more as target(*args, **kwargs) did."""
-    name, calls = str(target).removeprefix("aten."), None
-    dtypes = {x.dtype for x in tree_leaves((result, args)) if torch.is_tensor(x)}
-    if name in NUMPY and dtypes <= {torch.float32, torch.bool} and "alpha" not in kwargs:
-        calls = NUMPY[name](*tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args)))
-    if calls:  # each (function, *its arguments)
-        return [partial(f, *(argument(x, f) for x in xs)) for f, *xs in calls]
+    name, dtypes = target.name().removeprefix("aten::"), {torch.float32, torch.bool}
+    translate = NUMPY.get(name, NUMPY.get(name.split(".")[0]))
+    plain = all(x.dtype in dtypes for x in tree_leaves((result, args)) if torch.is_tensor(x))
+    if translate and plain and kwargs.keys() <= {"dtype"}:
+        arrays = tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args))
+        if calls := translate(*arrays):  # each (function, *its arguments)
+            plain = dot, np.copyto, np.add.reduce
+            return [partial(f, *(xs if f in plain else map(fast, xs))) for f, *xs in calls]
     operation = partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)
 
     def fill():
         for x, new in zip(tree_leaves(result), tree_leaves(operation())):
             x.copy_(new)
 
-    return [operation if in_place else fill]
+    return [operation if target._schema.is_mutable else fill]
 
 
-def row(x):  # numpy is faster on a vector than on a matrix of one row
-    return x[0] if np.ndim(x) == 2 and len(x) == 1 else x
-
-
-def argument(x, function):  # and on an array of a number than on the number
-    if isinstance(x, float | int):
-        return np.array(x, np.float32)
-    return row(x) if isinstance(function, np.ufunc | partial) else x
+def fast(x):
+    """numpy is faster on an array than on a number, on a vector than on a matrix of one row."""
+    x = np.asarray(x, None if isinstance(x, np.ndarray) else np.float32)
+    return x[0] if x.ndim == 2 and len(x) == 1 else x
 
 
 def total(out, x, axes=None, keep=False):
     if x.ndim == 2 and axes in ([0], [1], [-1]):  # faster than np.add.reduce
-        ones = np.ones(x.shape[axes[0]], np.float32)
-        return [(*((ones.dot, x) if axes == [0] else (x.dot, ones)), out.reshape(-1))]
-    return [(partial(np.add.reduce, x, axes and tuple(axes), None, out, keep),)]
-
-
-def clip(out, x, low=None, high=None):
-    calls = [] if low is None else [(partial(np.maximum, out=row(out)), x, low)]
-    rest = x if low is None else out
-    return calls if high is None else [*calls, (partial(np.minimum, out=row(out)), rest, high)]
+        x = x.T if axes == [0] else x
+        return [(dot, x, np.ones(x.shape[1], np.float32), out.reshape(-1))]
+    return [(np.add.reduce, x, axes and tuple(axes), None, out, keep)]
 
 
 dot = np.ndarray.dot
+SAME = dict(
+    abs=np.abs, add=np.add, add_=np.add, div=np.divide, eq=np.equal, exp=np.exp,
+    ge=np.greater_equal, gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and,
+    lt=np.less, maximum=lambda x, y, out: np.maximum(x, y, out=out),
+    minimum=lambda x, y, out: np.minimum(x, y, out=out), mul=np.multiply, mul_=np.multiply,
+    neg=np.negative, reciprocal=np.reciprocal, sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh,
+)  # fmt: skip
 NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's function, *arguments)]
-    "_to_copy.default": lambda out, x: [(np.copyto, out, x)],
-    "addmm.default": lambda out, b, x, w: [(dot, row(x), w, row(out)), (np.add, out, b, out)],
-    "clamp.default": clip,
-    "clamp.Tensor": clip,
-    "expand.default": lambda out, x, *_: [(np.copyto, out, x)],
-    "linalg_vector_norm.default": lambda out, x, p: p == 2 and x.flags.c_contiguous and [
+    "_to_copy": lambda out, x: [(np.copyto, out, x)],
+    "addmm": lambda out, b, x, w: [(dot, fast(x), w, fast(out)), (np.add, out, b, out)],
+    "clamp": lambda out, x, low=None, high=None: [
+        (SAME["maximum"], x, -np.inf if low is None else low, out),
+        (SAME["minimum"], out, np.inf if high is None else high, out),
+    ],
+    "expand": lambda out, x, *_: [(np.copyto, out, x)],
+    "linalg_vector_norm": lambda out, x, *p: p == (2,) and x.flags.c_contiguous and [
         (dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out),
     ],
     "masked_fill_.Scalar": lambda out, x, mask, y: [(np.copyto, out, y, "same_kind", mask)],
-    "maximum.default": lambda out, x, y: clip(out, x, y),
-    "mean.default": lambda out, x: [  # not all in out: in place an operation on a number is slow
-        *total(sum := np.empty_like(out), x), (np.divide, sum, x.size, out),
+    "mean": lambda out, *x: [  # not all in out: in place an operation on a number is slow
+        *total(sum := np.empty_like(out), *x), (np.divide, sum, x[0].size / out.size, out),
     ],
-    "minimum.default": lambda out, x, y: clip(out, x, None, y),
-    "mm.default": lambda out, x, w: [(dot, row(x), w, row(out))],
+    "mm": lambda out, x, w: [(dot, fast(x), w, fast(out))],
     "pow.Tensor_Scalar": lambda out, x, y: y in (1, 2) and [
         (np.square if y == 2 else np.positive, x, out),
     ],
     "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],
-    "stack.default": lambda out, xs: [(np.copyto, out[i, ...], x) for i, x in enumerate(xs)],
-    "sum.default": total,
-    "sum.dim_IntList": total,
-    "tanh_backward.default": lambda out, g, y: [
+    "stack": lambda out, xs, dim=0: [
+        (np.copyto, np.moveaxis(out, dim, 0)[i, ...], x) for i, x in enumerate(xs)
+    ],
+    "sum": total,
+    "tanh_backward": lambda out, g, y: [
         (np.square, y, out), (np.subtract, 1, out, out), (np.multiply, g, out, out),
     ],
     "where.self": lambda out, mask, x, y: [
         (np.copyto, out, y), (np.copyto, out, x, "same_kind", mask),
     ],
 }  # fmt: skip
-SAME = dict(
-    abs=np.abs, add=np.add, add_=np.add, div=np.divide, eq=np.equal, exp=np.exp,
-    ge=np.greater_equal, gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and,
-    lt=np.less, mul=np.multiply, mul_=np.multiply, neg=np.negative, reciprocal=np.reciprocal,
-    sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh,
-)  # fmt: skip
-for name, function in SAME.items():
-    for kind in ("default", "Tensor", "Scalar"):
-        NUMPY[f"{name}.{kind}"] = lambda out, *xs, f=function: [(f, *xs, out)]
+NUMPY |= {name: lambda out, *xs, f=f: [(f, *xs, out)] for name, f in SAME.items()}
 
 
 if __name__ == "__main__":
