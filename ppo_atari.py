@@ -17,9 +17,8 @@ Algorithm 1, in this file's names. Each iteration
     takes update_epochs passes over minibatches, eqs. 7 and 9      update(), surrogate()
 
 The defaults are those of Table 5. (+) marks what is not in the paper; each has its flag.
-Scores are raw, of whole games. How a game is played: make_env().
-Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions, B any number of screens;
-obs [..., 84, 84, 4] uint8.
+Scores are raw, of whole games. Shapes: T num_steps, N num_envs, M minibatch_size, A number of
+actions, B any number of screens; obs [..., 84, 84, 4] uint8.
 """
 
 import ctypes
@@ -199,22 +198,19 @@ def rollout(args, envs, policy_and_value, rng):
     T, N, A = args.num_steps, args.num_envs, envs.num_actions
     obs = torch.empty(T, N, 84, 84, 4, dtype=torch.uint8, device=device_of(args))
     actions = torch.zeros(T, N, dtype=torch.int64)
-    logits = torch.zeros(T, N, A)
-    values = torch.zeros(T, N)
+    outputs = torch.zeros(T, N, A + 1)  # log pi_old and value
     noise = torch.from_numpy(rng.gumbel(size=(T, N, A)).astype(np.float32))  # standard Gumbel
 
     def run_half(games):
         n = games.ids  # a slice of the N games
         for t in range(T):
             obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
-            outputs = policy_and_value(obs[t, n]).cpu()
-            logits[t, n] = outputs[:, :-1]
-            values[t, n] = outputs[:, -1]
-            actions[t, n] = (logits[t, n] + noise[t, n]).argmax(-1)  # a sample of pi_old
+            outputs[t, n] = policy_and_value(obs[t, n]).cpu()
+            actions[t, n] = (outputs[t, n, :, :-1] + noise[t, n]).argmax(-1)  # a sample of pi_old
             games.send(actions[t, n].numpy())
 
-    # two threads: one half of the games steps while the other half's actions are computed
-    envs.run_halves(run_half)
+    envs.run_halves(run_half)  # one half steps while the other half's actions are computed
+    logits, values = outputs[..., :-1].contiguous(), outputs[..., -1].contiguous()
     seen = dict(obs=obs, actions=actions, logits=logits, values=values)
     return SimpleNamespace(**seen, next_obs=torch.from_numpy(envs.obs()), **envs.pop_steps())
 
@@ -430,9 +426,10 @@ def generator(seed, iteration):
 
 
 class Stop(Exception):
-    """Ends the program with an exit code and one line."""
+    """Ends the program with an exit code and one line, which may end with an error."""
 
-    def __init__(self, code, line):
+    def __init__(self, code, line, error=None):
+        line += f": {type(error).__name__}: {error}" if error else ""
         super().__init__(" ".join(line.split()))
         self.code = code
 
@@ -693,7 +690,7 @@ class Run:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
             same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
         except (OSError, ValueError, TypeError) as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script", error) from error
         for name, x in asdict(args).items():
             if name not in self.may_change and (old := self.saved_args.get(name)) != x:
                 flag = f"--{name.replace('_', '-')}"
@@ -715,7 +712,7 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written", error) from error
         lock(self.files["metrics.csv"], args.run_dir)
         if not self.saved_args and (self.dir / "args.json").exists():
             raise Stop(2, f"--run-dir {args.run_dir}: another process has just begun a run there")
@@ -793,7 +790,7 @@ class Run:
         except Stop:
             raise
         except Exception as error:
-            raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+            raise Stop(2, f"{path}: not a checkpoint of this run", error) from error
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
@@ -940,8 +937,7 @@ def evaluate(args, policy):
             raise ValueError(f"its agent is not for {run_args.env_id}")
         agent.load_state_dict(weights)
     except Exception as error:
-        error = f"not a finished run of this script: {type(error).__name__}: {error}"
-        raise Stop(2, f"--eval {args.eval}: {error}") from None
+        raise Stop(2, f"--eval {args.eval}: not a finished run of this script", error) from None
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None

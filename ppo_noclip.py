@@ -385,9 +385,10 @@ def generator(seed, iteration):
 
 
 class Stop(Exception):
-    """Ends the program with an exit code and one line."""
+    """Ends the program with an exit code and one line, which may end with an error."""
 
-    def __init__(self, code, line):
+    def __init__(self, code, line, error=None):
+        line += f": {type(error).__name__}: {error}" if error else ""
         super().__init__(" ".join(line.split()))
         self.code = code
 
@@ -435,7 +436,7 @@ def make_env(args, video=False):
     except (Exception, SystemExit) as error:
         with suppress(Exception, SystemExit):
             env.close()
-        raise Stop(2, f"--env-id {args.env_id}: {type(error).__name__}: {error}") from error
+        raise Stop(2, f"--env-id {args.env_id}", error) from error
 
 
 class Envs:
@@ -486,8 +487,7 @@ class Envs:
         try:
             self.see(n, self.envs[n].reset(seed=seed)[0])
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise Stop(1, f"{self.args.env_id} failed in reset(): {reason}") from error
+            raise Stop(1, f"{self.args.env_id} failed in reset()", error) from error
 
     def see(self, n, obs):
         obs = np.asarray(obs)
@@ -505,8 +505,7 @@ class Envs:
             terminated, truncated = bool(terminated), bool(truncated)
         except (Exception, SystemExit) as error:
             code, why = (1, "failed in step()") if np.isfinite(action).all() else (3, "diverged")
-            reason = f"{type(error).__name__}: {error}; the action was {action}"
-            raise Stop(code, f"{self.args.env_id} {why}: {reason}") from error
+            raise Stop(code, f"{self.args.env_id} {why} by {action}", error) from error
         self.episode_return[n] += reward
         self.discounted_return[n] = self.gamma * self.discounted_return[n] + reward
         return reward, terminated, truncated
@@ -582,7 +581,7 @@ class Run:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
             same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
         except (OSError, ValueError, TypeError) as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script", error) from error
         for name, x in asdict(args).items():
             if name not in self.may_change and (old := self.saved_args.get(name)) != x:
                 flag = f"--{name.replace('_', '-')}"
@@ -604,7 +603,7 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written", error) from error
         lock(self.files["metrics.csv"], args.run_dir)
         if not self.saved_args and (self.dir / "args.json").exists():
             raise Stop(2, f"--run-dir {args.run_dir}: another process has just begun a run there")
@@ -682,7 +681,7 @@ class Run:
         except Stop:
             raise
         except Exception as error:
-            raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+            raise Stop(2, f"{path}: not a checkpoint of this run", error) from error
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
@@ -817,8 +816,7 @@ def evaluate(args, policy):
             raise ValueError(f"its agent is not for {run_args.env_id}")
         agent.load_state_dict(weights)
     except Exception as error:
-        error = f"not a finished run of this script: {type(error).__name__}: {error}"
-        raise Stop(2, f"--eval {args.eval}: {error}") from None
+        raise Stop(2, f"--eval {args.eval}: not a finished run of this script", error) from None
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
@@ -954,8 +952,8 @@ def prepare(args):
 # --------------------------------------------------------------------------------------------------
 # Below this line: a fast replay. `--no-compile` skips all of it; it changes nothing but rounding.
 #
-# On networks this small PyTorch's time is its calls, not its arithmetic, and numpy's calls cost a
-# third. So a function, gradients and all, runs once in PyTorch and is then repeated like this:
+# On networks this small PyTorch's calls take the time, not their arithmetic; numpy's cost a third.
+# So a function, gradients and all, runs once in PyTorch and is then repeated:
 #   1. Recorder sees each operation of PyTorch's own library (ATen), those of backward() among them.
 #   2. It keeps the memory of every result, which each later call fills anew.
 #   3. A view of such memory needs no operation; one that works in place is repeated in place.
