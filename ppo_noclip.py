@@ -535,7 +535,7 @@ class Envs:
 
     def state_dict(self):
         names = "global_step", "num_restarts", "episode", "episode_return"
-        actions = [torch.tensor(np.frombuffer(x, np.float32)) for x in self.actions]
+        actions = [torch.tensor(np.frombuffer(x, self.obs.dtype)) for x in self.actions]
         state = {name: getattr(self, name) for name in names}
         return state | dict(actions=actions, obs=torch.tensor(self.obs))
 
@@ -973,7 +973,7 @@ class Replay:
         np.seterr(all="ignore")  # as torch does
         self.function, self.enabled, self.operations = function, enabled, []
         self.calls = self.mismatch = 0
-        self.arrays = [np.asarray(x, np.float32) for x in inputs]
+        self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         owners = [getattr(function, "__self__", None), *getattr(function, "args", ())]
         modules = [x.state_dict() for x in owners if isinstance(x, nn.Module)]
