@@ -17,9 +17,8 @@ Algorithm 1, in this file's names. Each iteration
     takes update_epochs passes over minibatches, eqs. 7 and 9      update(), surrogate()
 
 The defaults are those of Table 5. (+) marks what is not in the paper; each has its flag.
-Scores are raw, of whole games. How a game is played: make_env().
-Shapes: T num_steps, N num_envs, M minibatch_size, A number of actions, B any number of screens;
-obs [..., 84, 84, 4] uint8.
+Scores are raw, of whole games. Shapes: T num_steps, N num_envs, M minibatch_size, A number of
+actions, B any number of screens; obs [..., 84, 84, 4] uint8.
 """
 
 import ctypes
@@ -27,7 +26,6 @@ import difflib
 import json
 import math
 import os
-import platform
 import random
 import re
 import signal
@@ -200,22 +198,19 @@ def rollout(args, envs, policy_and_value, rng):
     T, N, A = args.num_steps, args.num_envs, envs.num_actions
     obs = torch.empty(T, N, 84, 84, 4, dtype=torch.uint8, device=device_of(args))
     actions = torch.zeros(T, N, dtype=torch.int64)
-    logits = torch.zeros(T, N, A)
-    values = torch.zeros(T, N)
+    outputs = torch.zeros(T, N, A + 1)  # log pi_old and value
     noise = torch.from_numpy(rng.gumbel(size=(T, N, A)).astype(np.float32))  # standard Gumbel
 
     def run_half(games):
         n = games.ids  # a slice of the N games
         for t in range(T):
             obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
-            outputs = policy_and_value(obs[t, n]).cpu()
-            logits[t, n] = outputs[:, :-1]
-            values[t, n] = outputs[:, -1]
-            actions[t, n] = (logits[t, n] + noise[t, n]).argmax(-1)  # a sample of pi_old
+            outputs[t, n] = policy_and_value(obs[t, n]).cpu()
+            actions[t, n] = (outputs[t, n, :, :-1] + noise[t, n]).argmax(-1)  # a sample of pi_old
             games.send(actions[t, n].numpy())
 
-    # two threads: one half of the games steps while the other half's actions are computed
-    envs.run_halves(run_half)
+    envs.run_halves(run_half)  # one half steps while the other half's actions are computed
+    logits, values = outputs[..., :-1].contiguous(), outputs[..., -1].contiguous()
     seen = dict(obs=obs, actions=actions, logits=logits, values=values)
     return SimpleNamespace(**seen, next_obs=torch.from_numpy(envs.obs()), **envs.pop_steps())
 
@@ -431,9 +426,10 @@ def generator(seed, iteration):
 
 
 class Stop(Exception):
-    """Ends the program with an exit code and one line."""
+    """Ends the program with an exit code and one line, which may end with an error."""
 
-    def __init__(self, code, line):
+    def __init__(self, code, line, error=None):
+        line += f": {type(error).__name__}: {error}" if error else ""
         super().__init__(" ".join(line.split()))
         self.code = code
 
@@ -672,7 +668,7 @@ class Run:
     may_change = {"run_dir", "checkpoint_every", "capture_video"}
     may_change |= {"track", "wandb_project_name", "wandb_entity"}
 
-    def __init__(self, args, script):
+    def __init__(self, args, script, processor):
         """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
         self.args, self.script, self.sources = args, Path(script).name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
@@ -680,6 +676,10 @@ class Run:
         self.rows = {"metrics.csv": [], "episodes.csv": []}
         self.seconds = self.last_step = 0
         self.exit_code = None  # that a signal asks for
+        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
+        self.versions = {d.name: d.version for d in distributions() if d.name in packages}
+        self.versions |= dict(python=sys.version.split()[0], device=processor)
+        self.versions["threads"] = torch.get_num_threads()
         try:
             names = os.listdir(self.dir) if args.run_dir and self.dir.is_dir() else ()
             found = {name: self.dir / name for name in names if name != "args.json.tmp"}
@@ -690,7 +690,7 @@ class Run:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
             same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
         except (OSError, ValueError, TypeError) as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script", error) from error
         for name, x in asdict(args).items():
             if name not in self.may_change and (old := self.saved_args.get(name)) != x:
                 flag = f"--{name.replace('_', '-')}"
@@ -712,28 +712,23 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written", error) from error
         lock(self.files["metrics.csv"], args.run_dir)
         if not self.saved_args and (self.dir / "args.json").exists():
             raise Stop(2, f"--run-dir {args.run_dir}: another process has just begun a run there")
-        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
-        versions = {d.name: d.version for d in distributions() if d.name in packages}
-        versions |= dict(python=platform.python_version(), device=device_name(args))
-        versions["threads"] = torch.get_num_threads()
         if not self.saved_args:
-            commit = subprocess.run(
-                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                text=True, cwd=Path(__file__).resolve().parent, capture_output=True,
-            ).stdout.strip()  # fmt: skip
+            git = "git describe --always --dirty --abbrev=40 --exclude='*'"
+            where = dict(shell=True, cwd=Path(__file__).resolve().parent)
+            commit = subprocess.run(git, **where, text=True, capture_output=True).stdout.strip()
             self.saved_args = asdict(args) | dict(script=self.script, command=sys.argv)
-            self.saved_args |= dict(versions=versions, git_commit=commit)
+            self.saved_args |= dict(versions=self.versions, git_commit=commit)
             self.saved_args["wandb_id"] = os.urandom(4).hex()
             self.write("args.json", self.saved_args)
         for name, code in self.sources.items():
             if not (self.dir / name).exists():
                 self.write(name, code)
-        if (old := self.saved_args.get("versions")) != versions:
-            show(f"warning: begun with {old}, goes on with {versions}: results will differ")
+        if (old := self.saved_args.get("versions")) != self.versions:
+            show(f"warning: begun with {old}, goes on with {self.versions}: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
@@ -765,16 +760,16 @@ class Run:
 
     def write(self, name, data):
         """Replaces a file by tensors (*.pt), bytes or JSON; on any fault the old one stays."""
-        content = BytesIO()  # for torch.save's own error is unclear on a full disk
         if name.endswith(".pt"):
-            torch.save(data, content)
-        else:
-            content.write(data if isinstance(data, bytes) else json.dumps(data, indent=1).encode())
+            torch.save(data, content := BytesIO())  # whose own error is unclear on a full disk
+            data = content.getbuffer()
+        elif not isinstance(data, bytes):
+            data = json.dumps(data, indent=1).encode()
         with open(self.dir / f"{name}.tmp", "wb") as file:
-            file.write(content.getbuffer())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(self.dir / f"{name}.tmp", self.dir / name)
+        os.replace(file.name, self.dir / name)
 
     def resume(self, **state):
         """Starts the run, and brings state to where its last checkpoint left it, if there is one.
@@ -795,21 +790,18 @@ class Run:
         except Stop:
             raise
         except Exception as error:
-            raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+            raise Stop(2, f"{path}: not a checkpoint of this run", error) from error
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
         if not self.rows["episodes.csv"]:
-            self.add("episodes.csv", ("global_step", "episodic_return", "episodic_length"))
+            self.add("episodes.csv", "global_step", "episodic_return", "episodic_length")
         self.last_time = time.perf_counter()
         return iteration
 
-    def add(self, name, row):
+    def add(self, name, *row):
         self.rows[name].append(",".join(map(str, row)) + "\n")
         self.files[name].write(self.rows[name][-1])
-
-    def episode(self, global_step, episode_return, length):
-        self.add("episodes.csv", (global_step, episode_return, length))
 
     def score(self, most=100):
         """The mean return of the last episodes, at most so many; NaN if there are none."""
@@ -837,10 +829,11 @@ class Run:
         self.seconds += now - self.last_time
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
         row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
+        row |= metrics
         if not self.rows["metrics.csv"]:
-            self.add("metrics.csv", row | metrics)
-        self.add("metrics.csv", (row | metrics).values())
-        self.track(row | metrics | {"episodic_return": self.score()})
+            self.add("metrics.csv", *row)
+        self.add("metrics.csv", *row.values())
+        self.track(row | {"episodic_return": self.score()})
         done, before = (x / args.total_timesteps for x in (step, self.last_step))
         if last or int(20 * done) > int(20 * before):
             left = self.seconds / done * (1 - done)
@@ -850,7 +843,9 @@ class Run:
             self.film(step)
         self.last_step = step
         if last or self.exit_code or iteration % args.checkpoint_every == 0:
-            self.checkpoint(iteration)
+            saved = {name: part.state_dict() for name, part in self.state.items()}
+            saved |= dict(progress=(iteration, step, self.seconds, self.rows))
+            self.write("checkpoint.pt", saved | dict(run=self.saved_args["wandb_id"]))
         self.last_time = time.perf_counter()
         if self.exit_code:
             self.finish("interrupted")
@@ -866,11 +861,6 @@ class Run:
             show(f"no video of step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-    def checkpoint(self, iteration):
-        saved = {name: part.state_dict() for name, part in self.state.items()}
-        saved["progress"] = iteration, self.last_step, self.seconds, self.rows
-        self.write("checkpoint.pt", saved | {"run": self.saved_args["wandb_id"]})
 
     def finish(self, status, **more):
         """Writes summary.json."""
@@ -947,8 +937,7 @@ def evaluate(args, policy):
             raise ValueError(f"its agent is not for {run_args.env_id}")
         agent.load_state_dict(weights)
     except Exception as error:
-        error = f"not a finished run of this script: {type(error).__name__}: {error}"
-        raise Stop(2, f"--eval {args.eval}: {error}") from None
+        raise Stop(2, f"--eval {args.eval}: not a finished run of this script", error) from None
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
@@ -974,16 +963,11 @@ def lock(file, run_dir):
 
 
 def sources(script):
-    """{name: bytes} of a script and of what lies beside it or this file that it imports."""
-    found, todo = {}, [Path(script).resolve()]
-    folders = [todo[0].parent, Path(__file__).resolve().parent]
-    while todo:
-        path = todo.pop()
-        found[path.name] = path.read_bytes()
-        names = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
-        paths = [next((p for f in folders if (p := f / f"{n}.py").exists()), path) for n in names]
-        todo += [path for path in paths if path.name not in found]
-    return found
+    """{name: bytes} of a script and of what it has imported that lies beside it or this file."""
+    folders = {Path(path).resolve().parent for path in (script, __file__)}
+    imported = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
+    paths = {Path(path).resolve() for path in (script, *imported)}
+    return {p.name: p.read_bytes() for p in paths if p.parent in folders and p.is_file()}
 
 
 LIMITS = dict(
@@ -1005,14 +989,14 @@ def check_numbers(args):
 
 def parse(argv, flags, script, doc):
     """The flags of a command line; --help shows a box for each of their bases. Raises Stop(2)."""
-    defaults, parts = {f.name: f.default for f in fields(flags)}, []
+    defaults, boxes = {f.name: f.default for f in fields(flags)}, []
     for part in flags.__bases__[::-1]:
-        own = {f.name: defaults[f.name] for f in fields(part)}
-        parts.append((part.__name__, part, field(default_factory=partial(part, **own))))
-    boxes, config = make_dataclass("Flags", parts), (tyro.conf.OmitArgPrefixes,)
+        default = partial(part, **{f.name: defaults[f.name] for f in fields(part)})
+        boxes.append((part.__name__, part, field(default_factory=default)))
+    options = dict(args=argv, description=doc, config=(tyro.conf.OmitArgPrefixes,))
     with redirect_stderr(StringIO()) as stderr:
         try:
-            typed = vars(tyro.cli(boxes, args=argv, description=doc, config=config)).values()
+            typed = vars(tyro.cli(make_dataclass("Flags", boxes), **options)).values()
             args = flags(**{k: x for part in typed for k, x in vars(part).items()})
         except ValueError as error:
             raise Stop(2, str(error)) from None
@@ -1025,24 +1009,20 @@ def parse(argv, flags, script, doc):
     return args
 
 
-def device_name(args):
-    """What the results' last bits depend on."""
-    if device_of(args).type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"cpu with {torch.backends.cpu.get_cpu_capability()}"
-
-
 def prepare(args):
-    """Settings of the process and its libraries."""
+    """Sets up the process. Returns what the results' last bits depend on: the processor."""
     torch.set_num_threads(args.num_threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.backends.cudnn.allow_tf32 = False  # TF32 keeps 10 bits; only --bf16 may lower precision
     if sys.platform == "linux":  # keep freed memory: page faults would cost a quarter of an update
         for option, value in ((-1, 2**31 - 1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
             ctypes.CDLL(None).mallopt(option, value)
-    slow = device_of(args).type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if getattr(args, "bf16", False) and slow:
+    if device_of(args).type == "cuda":
+        return torch.cuda.get_device_name()
+    kind = torch.backends.cpu.get_cpu_capability()
+    if getattr(args, "bf16", False) and kind == "AVX2":
         show("--bf16: this processor has no bfloat16 arithmetic; it is slower with it")
+    return f"cpu with {kind}"
 
 
 def main(train, flags, script, policy=Agent):
@@ -1060,17 +1040,17 @@ def main(train, flags, script, policy=Agent):
     run = envs = None
     try:
         args = parse(sys.argv[1:], flags, script, train.__globals__["__doc__"])
-        prepare(args)
+        processor = prepare(args)
         if args.eval is not None:
             return evaluate(args, policy)
-        run = Run(args, script)
+        run = Run(args, script, processor)
         if (status := run.summary.get("status")) in ("finished", "diverged"):
             score = run.summary.get("score")
             show(f"{args.run_dir}: already {status}, score {score and round(score, 2)}")
             return 0 if status == "finished" else 3
         if args.capture_video:
             make_env(args, video=True).close()
-        envs = Envs(args, run.episode)
+        envs = Envs(args, partial(run.add, "episodes.csv"))
         agent = train(args, envs, run)
         if args.save_model:
             run.write("agent.pt", agent.state_dict())

@@ -23,7 +23,6 @@ Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action 
 import json
 import math
 import os
-import platform
 import random
 import re
 import signal
@@ -32,8 +31,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections import Counter
-from contextlib import closing, redirect_stderr, suppress
+from contextlib import closing, nullcontext, redirect_stderr, suppress
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
@@ -387,9 +385,10 @@ def generator(seed, iteration):
 
 
 class Stop(Exception):
-    """Ends the program with an exit code and one line."""
+    """Ends the program with an exit code and one line, which may end with an error."""
 
-    def __init__(self, code, line):
+    def __init__(self, code, line, error=None):
+        line += f": {type(error).__name__}: {error}" if error else ""
         super().__init__(" ".join(line.split()))
         self.code = code
 
@@ -437,7 +436,7 @@ def make_env(args, video=False):
     except (Exception, SystemExit) as error:
         with suppress(Exception, SystemExit):
             env.close()
-        raise Stop(2, f"--env-id {args.env_id}: {type(error).__name__}: {error}") from error
+        raise Stop(2, f"--env-id {args.env_id}", error) from error
 
 
 class Envs:
@@ -488,8 +487,7 @@ class Envs:
         try:
             self.see(n, self.envs[n].reset(seed=seed)[0])
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise Stop(1, f"{self.args.env_id} failed in reset(): {reason}") from error
+            raise Stop(1, f"{self.args.env_id} failed in reset()", error) from error
 
     def see(self, n, obs):
         obs = np.asarray(obs)
@@ -507,8 +505,7 @@ class Envs:
             terminated, truncated = bool(terminated), bool(truncated)
         except (Exception, SystemExit) as error:
             code, why = (1, "failed in step()") if np.isfinite(action).all() else (3, "diverged")
-            reason = f"{type(error).__name__}: {error}; the action was {action}"
-            raise Stop(code, f"{self.args.env_id} {why}: {reason}") from error
+            raise Stop(code, f"{self.args.env_id} {why} by {action}", error) from error
         self.episode_return[n] += reward
         self.discounted_return[n] = self.gamma * self.discounted_return[n] + reward
         return reward, terminated, truncated
@@ -537,10 +534,10 @@ class Envs:
         return popped
 
     def state_dict(self):
-        state = {k: getattr(self, k) for k in ("global_step", "num_restarts", "episode")}
+        names = "global_step", "num_restarts", "episode", "episode_return"
         actions = [torch.tensor(np.frombuffer(x, self.obs.dtype)) for x in self.actions]
-        state |= dict(episode_return=self.episode_return, actions=actions)
-        return state | dict(obs=torch.tensor(self.obs))
+        state = {name: getattr(self, name) for name in names}
+        return state | dict(actions=actions, obs=torch.tensor(self.obs))
 
     def load_state_dict(self, state):
         self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
@@ -562,7 +559,7 @@ class Run:
     may_change = {"run_dir", "checkpoint_every", "capture_video"}
     may_change |= {"track", "wandb_project_name", "wandb_entity"}
 
-    def __init__(self, args, script):
+    def __init__(self, args, script, processor):
         """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
         self.args, self.script, self.sources = args, Path(script).name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
@@ -570,6 +567,10 @@ class Run:
         self.rows = {"metrics.csv": [], "episodes.csv": []}
         self.seconds = self.last_step = 0
         self.exit_code = None  # that a signal asks for
+        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
+        self.versions = {d.name: d.version for d in distributions() if d.name in packages}
+        self.versions |= dict(python=sys.version.split()[0], device=processor)
+        self.versions["threads"] = torch.get_num_threads()
         try:
             names = os.listdir(self.dir) if args.run_dir and self.dir.is_dir() else ()
             found = {name: self.dir / name for name in names if name != "args.json.tmp"}
@@ -580,7 +581,7 @@ class Run:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
             same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
         except (OSError, ValueError, TypeError) as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script", error) from error
         for name, x in asdict(args).items():
             if name not in self.may_change and (old := self.saved_args.get(name)) != x:
                 flag = f"--{name.replace('_', '-')}"
@@ -602,28 +603,23 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
-            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written: {error}") from error
+            raise Stop(2, f"--run-dir {args.run_dir}: cannot be written", error) from error
         lock(self.files["metrics.csv"], args.run_dir)
         if not self.saved_args and (self.dir / "args.json").exists():
             raise Stop(2, f"--run-dir {args.run_dir}: another process has just begun a run there")
-        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
-        versions = {d.name: d.version for d in distributions() if d.name in packages}
-        versions |= dict(python=platform.python_version(), device=device_name(args))
-        versions["threads"] = torch.get_num_threads()
         if not self.saved_args:
-            commit = subprocess.run(
-                "git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                text=True, cwd=Path(__file__).resolve().parent, capture_output=True,
-            ).stdout.strip()  # fmt: skip
+            git = "git describe --always --dirty --abbrev=40 --exclude='*'"
+            where = dict(shell=True, cwd=Path(__file__).resolve().parent)
+            commit = subprocess.run(git, **where, text=True, capture_output=True).stdout.strip()
             self.saved_args = asdict(args) | dict(script=self.script, command=sys.argv)
-            self.saved_args |= dict(versions=versions, git_commit=commit)
+            self.saved_args |= dict(versions=self.versions, git_commit=commit)
             self.saved_args["wandb_id"] = os.urandom(4).hex()
             self.write("args.json", self.saved_args)
         for name, code in self.sources.items():
             if not (self.dir / name).exists():
                 self.write(name, code)
-        if (old := self.saved_args.get("versions")) != versions:
-            show(f"warning: begun with {old}, goes on with {versions}: results will differ")
+        if (old := self.saved_args.get("versions")) != self.versions:
+            show(f"warning: begun with {old}, goes on with {self.versions}: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
@@ -655,16 +651,16 @@ class Run:
 
     def write(self, name, data):
         """Replaces a file by tensors (*.pt), bytes or JSON; on any fault the old one stays."""
-        content = BytesIO()  # for torch.save's own error is unclear on a full disk
         if name.endswith(".pt"):
-            torch.save(data, content)
-        else:
-            content.write(data if isinstance(data, bytes) else json.dumps(data, indent=1).encode())
+            torch.save(data, content := BytesIO())  # whose own error is unclear on a full disk
+            data = content.getbuffer()
+        elif not isinstance(data, bytes):
+            data = json.dumps(data, indent=1).encode()
         with open(self.dir / f"{name}.tmp", "wb") as file:
-            file.write(content.getbuffer())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(self.dir / f"{name}.tmp", self.dir / name)
+        os.replace(file.name, self.dir / name)
 
     def resume(self, **state):
         """Starts the run, and brings state to where its last checkpoint left it, if there is one.
@@ -685,21 +681,18 @@ class Run:
         except Stop:
             raise
         except Exception as error:
-            raise Stop(2, f"{path}: not a checkpoint of this run: {error}") from error
+            raise Stop(2, f"{path}: not a checkpoint of this run", error) from error
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
         if not self.rows["episodes.csv"]:
-            self.add("episodes.csv", ("global_step", "episodic_return", "episodic_length"))
+            self.add("episodes.csv", "global_step", "episodic_return", "episodic_length")
         self.last_time = time.perf_counter()
         return iteration
 
-    def add(self, name, row):
+    def add(self, name, *row):
         self.rows[name].append(",".join(map(str, row)) + "\n")
         self.files[name].write(self.rows[name][-1])
-
-    def episode(self, global_step, episode_return, length):
-        self.add("episodes.csv", (global_step, episode_return, length))
 
     def score(self, most=100):
         """The mean return of the last episodes, at most so many; NaN if there are none."""
@@ -727,10 +720,11 @@ class Run:
         self.seconds += now - self.last_time
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
         row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
+        row |= metrics
         if not self.rows["metrics.csv"]:
-            self.add("metrics.csv", row | metrics)
-        self.add("metrics.csv", (row | metrics).values())
-        self.track(row | metrics | {"episodic_return": self.score()})
+            self.add("metrics.csv", *row)
+        self.add("metrics.csv", *row.values())
+        self.track(row | {"episodic_return": self.score()})
         done, before = (x / args.total_timesteps for x in (step, self.last_step))
         if last or int(20 * done) > int(20 * before):
             left = self.seconds / done * (1 - done)
@@ -740,7 +734,9 @@ class Run:
             self.film(step)
         self.last_step = step
         if last or self.exit_code or iteration % args.checkpoint_every == 0:
-            self.checkpoint(iteration)
+            saved = {name: part.state_dict() for name, part in self.state.items()}
+            saved |= dict(progress=(iteration, step, self.seconds, self.rows))
+            self.write("checkpoint.pt", saved | dict(run=self.saved_args["wandb_id"]))
         self.last_time = time.perf_counter()
         if self.exit_code:
             self.finish("interrupted")
@@ -756,11 +752,6 @@ class Run:
             show(f"no video of step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-    def checkpoint(self, iteration):
-        saved = {name: part.state_dict() for name, part in self.state.items()}
-        saved["progress"] = iteration, self.last_step, self.seconds, self.rows
-        self.write("checkpoint.pt", saved | {"run": self.saved_args["wandb_id"]})
 
     def finish(self, status, **more):
         """Writes summary.json."""
@@ -825,8 +816,7 @@ def evaluate(args, policy):
             raise ValueError(f"its agent is not for {run_args.env_id}")
         agent.load_state_dict(weights)
     except Exception as error:
-        error = f"not a finished run of this script: {type(error).__name__}: {error}"
-        raise Stop(2, f"--eval {args.eval}: {error}") from None
+        raise Stop(2, f"--eval {args.eval}: not a finished run of this script", error) from None
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
@@ -856,21 +846,12 @@ def sizes(env):
     return env.observation_space.shape[0], env.action_space.shape[0]
 
 
-def device_name(args):
-    return f"cpu with {torch.backends.cpu.get_cpu_capability()}"
-
-
 def sources(script):
-    """{name: bytes} of a script and of what lies beside it or this file that it imports."""
-    found, todo = {}, [Path(script).resolve()]
-    folders = [todo[0].parent, Path(__file__).resolve().parent]
-    while todo:
-        path = todo.pop()
-        found[path.name] = path.read_bytes()
-        names = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.M)
-        paths = [next((p for f in folders if (p := f / f"{n}.py").exists()), path) for n in names]
-        todo += [path for path in paths if path.name not in found]
-    return found
+    """{name: bytes} of a script and of what it has imported that lies beside it or this file."""
+    folders = {Path(path).resolve().parent for path in (script, __file__)}
+    imported = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
+    paths = {Path(path).resolve() for path in (script, *imported)}
+    return {p.name: p.read_bytes() for p in paths if p.parent in folders and p.is_file()}
 
 
 LIMITS = dict(
@@ -893,14 +874,14 @@ def check_numbers(args):
 
 def parse(argv, flags, script, doc):
     """The flags of a command line; --help shows a box for each of their bases. Raises Stop(2)."""
-    defaults, parts = {f.name: f.default for f in fields(flags)}, []
+    defaults, boxes = {f.name: f.default for f in fields(flags)}, []
     for part in flags.__bases__[::-1]:
-        own = {f.name: defaults[f.name] for f in fields(part)}
-        parts.append((part.__name__, part, field(default_factory=partial(part, **own))))
-    boxes, config = make_dataclass("Flags", parts), (tyro.conf.OmitArgPrefixes,)
+        default = partial(part, **{f.name: defaults[f.name] for f in fields(part)})
+        boxes.append((part.__name__, part, field(default_factory=default)))
+    options = dict(args=argv, description=doc, config=(tyro.conf.OmitArgPrefixes,))
     with redirect_stderr(StringIO()) as stderr:
         try:
-            typed = vars(tyro.cli(boxes, args=argv, description=doc, config=config)).values()
+            typed = vars(tyro.cli(make_dataclass("Flags", boxes), **options)).values()
             args = flags(**{k: x for part in typed for k, x in vars(part).items()})
         except ValueError as error:
             raise Stop(2, str(error)) from None
@@ -928,17 +909,17 @@ def main(train, flags, script, policy=Agent):
     run = envs = None
     try:
         args = parse(sys.argv[1:], flags, script, train.__globals__["__doc__"])
-        prepare(args)
+        processor = prepare(args)
         if args.eval is not None:
             return evaluate(args, policy)
-        run = Run(args, script)
+        run = Run(args, script, processor)
         if (status := run.summary.get("status")) in ("finished", "diverged"):
             score = run.summary.get("score")
             show(f"{args.run_dir}: already {status}, score {score and round(score, 2)}")
             return 0 if status == "finished" else 3
         if args.capture_video:
             make_env(args, video=True).close()
-        envs = Envs(args, run.episode)
+        envs = Envs(args, partial(run.add, "episodes.csv"))
         agent = train(args, envs, run)
         if args.save_model:
             run.write("agent.pt", agent.state_dict())
@@ -960,18 +941,19 @@ def main(train, flags, script, policy=Agent):
 
 
 def prepare(args):
-    """What this script wants of its process."""
+    """Sets up the process. Returns what the results' last bits depend on: the processor."""
     torch.set_num_threads(args.num_threads or torch.get_num_threads())
     gym.logger.min_level = gym.logger.ERROR
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen
+    return f"cpu with {torch.backends.cpu.get_cpu_capability()}"
 
 
 # --------------------------------------------------------------------------------------------------
 # Below this line: a fast replay. `--no-compile` skips all of it; it changes nothing but rounding.
 #
-# On networks this small PyTorch's time is its calls, not its arithmetic, and numpy's calls cost a
-# third. So a function, gradients and all, runs once in PyTorch and is then repeated like this:
+# On networks this small PyTorch's calls take the time, not their arithmetic; numpy's cost a third.
+# So a function, gradients and all, runs once in PyTorch and is then repeated:
 #   1. Recorder sees each operation of PyTorch's own library (ATen), those of backward() among them.
 #   2. It keeps the memory of every result, which each later call fills anew.
 #   3. A view of such memory needs no operation; one that works in place is repeated in place.
@@ -989,69 +971,61 @@ class Replay:
     def __init__(self, enabled, function, *inputs):
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
-        self.function, self.operations, self.calls, self.mismatch = function, [], 0, 0
+        self.function, self.enabled, self.operations = function, enabled, []
+        self.calls = self.mismatch = 0
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         owners = [getattr(function, "__self__", None), *getattr(function, "args", ())]
         modules = [x.state_dict() for x in owners if isinstance(x, nn.Module)]
         self.state = {name: x for module in modules for name, x in module.items()}
         if enabled:
-            before = self.copy()
-            with Recorder(self.operations, (self.inputs, self.state)):
-                self.result = as_numpy(function(*self.inputs))
-            self.put_back(before)
-
-    def copy(self):
-        return torch.get_rng_state(), {name: x.clone() for name, x in self.state.items()}
-
-    def put_back(self, copy):
-        torch.set_rng_state(copy[0])
-        for name, x in self.state.items():
-            x.copy_(copy[1][name])
+            recorder = Recorder(self.operations, (self.inputs, self.state))
+            self.result = self.try_out(recorder)[2].numpy()
 
     def __call__(self, *inputs):
         for array, x in zip(self.arrays, inputs):
             if array is not x:
                 array[...] = x
-        if not self.operations:
-            return as_numpy(self.function(*self.inputs))
+        if not self.enabled:
+            return self.function(*self.inputs).detach().numpy()
         self.calls += 1
-        if self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1:
-            self.compare()
-        else:
-            for operation in self.operations:
-                operation()
+        compares = self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1
+        expected = self.try_out(nullcontext()) if compares else None
+        for operation in self.operations:
+            operation()
+        if compares:
+            self.compare(*expected)
         return self.result
 
-    def compare(self):
-        """Repeats function and runs it, too. Raises Stop(1) if they differ twice, beyond rounding.
+    def try_out(self, mode):
+        """The state before and after function, and its result; puts back state and generator."""
+        before = deepcopy(self.state)
+        with torch.random.fork_rng(devices=()), mode:
+            result = self.function(*self.inputs).detach()
+        after = deepcopy(self.state)
+        for name, x in self.state.items():
+            x.copy_(before[name])
+        return before, after, result
+
+    def compare(self, before, expected, result):
+        """Raises Stop(1) if the replay has come to something else for the second time.
 
         Once may be a sample at the very edge of the clip that rounding has put beyond it.
         """
-        before = self.copy()
-        expected = self.results(self.function(*self.inputs)) | self.copy()[1]
-        self.put_back(before)
-        for operation in self.operations:
-            operation()
-        found, size = self.results(torch.from_numpy(self.result)) | self.state, Counter()
+        names = [f"result.{i}" for i in range(result.numel())]
+        expected |= zip(names, result.flatten())
+        found = self.state | dict(zip(names, torch.from_numpy(self.result).flatten()))
         for name, x in expected.items():
-            size[name.split(".")[0]] += x.norm().item()  # of all layers: rounding spreads
-        for name, x in expected.items():
-            error, change = (found[name] - x).norm(), (x - before[1].get(name, 0)).norm()
-            far = error > 1e-2 * change + 1e-5 * size[name.split(".")[0]] + 1e-5
+            part = name.split(".")[0] + "."
+            size = sum(y.norm() for key, y in expected.items() if f"{key}.".startswith(part))
+            rounding = 1e-5 * size + 1e-5  # which spreads to all layers
+            far = (found[name] - x).norm() > 1e-2 * (x - before.get(name, 0)).norm() + rounding
             if far or not torch.equal(found[name].isfinite(), x.isfinite()):
                 if self.mismatch:
                     what = getattr(self.function, "func", self.function).__name__
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
                 self.mismatch = self.calls
-                break
-
-    def results(self, tensor):
-        return {f"result.{i}": x.clone() for i, x in enumerate(tensor.detach().flatten())}
-
-
-def as_numpy(result):
-    return result.detach().numpy()
+                return
 
 
 class Recorder(TorchDispatchMode):
@@ -1084,12 +1058,9 @@ class Recorder(TorchDispatchMode):
         varies = Tag.nondeterministic_seeded in tags or addresses((args, kwargs)) & self.varying
         if in_place or varies and name not in ("aten::ones_like", "aten::zeros_like"):
             self.varying |= addresses(result)
-            self.operations += repeated(target, in_place, *detached((result, args, kwargs)))
+            nested = tree_map_only(torch.Tensor, torch.Tensor.detach, (result, args, kwargs))
+            self.operations += repeated(target, *nested)
         return result
-
-
-def detached(nested):
-    return tree_map_only(torch.Tensor, torch.Tensor.detach, nested)
 
 
 def addresses(nested):
@@ -1097,86 +1068,78 @@ def addresses(nested):
     return {x.untyped_storage().data_ptr() for x in tree_leaves(nested) if torch.is_tensor(x)}
 
 
-def repeated(target, in_place, result, args, kwargs):
+def repeated(target, result, args, kwargs):
     """Functions of nothing that fill result once more as target(*args, **kwargs) did."""
-    name, calls = str(target).removeprefix("aten."), None
+    name, packet, calls = target.name().removeprefix("aten::"), target.overloadpacket.__name__, None
     dtypes = {x.dtype for x in tree_leaves((result, args)) if torch.is_tensor(x)}
-    if name in NUMPY and dtypes <= {torch.float32, torch.bool} and "alpha" not in kwargs:
-        calls = NUMPY[name](*tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args)))
+    translate = NUMPY.get(name, NUMPY.get(packet.rstrip("_")))  # add_ as add
+    if translate and dtypes <= {torch.float32, torch.bool} and kwargs.keys() <= {"dtype"}:
+        calls = translate(*tree_map_only(torch.Tensor, torch.Tensor.numpy, (result, *args)))
     if calls:  # each (function, *its arguments)
-        return [partial(f, *(argument(x, f) for x in xs)) for f, *xs in calls]
-    operation = partial(getattr(torch, name.split(".")[0], target), *args, **kwargs)
+        as_is = dot, np.copyto, np.add.reduce
+        return [partial(f, *(xs if f in as_is else map(fast, xs))) for f, *xs in calls]
+    operation = partial(getattr(torch, packet, target), *args, **kwargs)
 
     def fill():
         for x, new in zip(tree_leaves(result), tree_leaves(operation())):
             x.copy_(new)
 
-    return [operation if in_place else fill]
+    return [operation if target._schema.is_mutable else fill]
 
 
-def row(x):  # numpy is faster on a vector than on a matrix of one row
-    return x[0] if np.ndim(x) == 2 and len(x) == 1 else x
-
-
-def argument(x, function):  # and on an array of a number than on the number
-    if isinstance(x, float | int):
-        return np.array(x, np.float32)
-    return row(x) if isinstance(function, np.ufunc | partial) else x
+def fast(x):
+    """numpy is faster on an array than on a number, on a vector than on a matrix of one row."""
+    x = np.asarray(x, None if isinstance(x, np.ndarray) else np.float32)
+    return x[0] if x.ndim == 2 and len(x) == 1 else x
 
 
 def total(out, x, axes=None, keep=False):
     if x.ndim == 2 and axes in ([0], [1], [-1]):  # faster than np.add.reduce
-        ones = np.ones(x.shape[axes[0]], np.float32)
-        return [(*((ones.dot, x) if axes == [0] else (x.dot, ones)), out.reshape(-1))]
-    return [(partial(np.add.reduce, x, axes and tuple(axes), None, out, keep),)]
-
-
-def clip(out, x, low=None, high=None):
-    calls = [] if low is None else [(partial(np.maximum, out=row(out)), x, low)]
-    rest = x if low is None else out
-    return calls if high is None else [*calls, (partial(np.minimum, out=row(out)), rest, high)]
+        x = x.T if axes == [0] else x
+        return [(dot, x, np.ones(x.shape[1], np.float32), out.reshape(-1))]
+    return [(np.add.reduce, x, axes and tuple(axes), None, out, keep)]
 
 
 dot = np.ndarray.dot
+SAME = dict(
+    abs=np.abs, add=np.add, div=np.divide, eq=np.equal, exp=np.exp, ge=np.greater_equal,
+    gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and, lt=np.less,
+    maximum=lambda x, y, out: np.maximum(x, y, out=out), mul=np.multiply, neg=np.negative,
+    minimum=lambda x, y, out: np.minimum(x, y, out=out), reciprocal=np.reciprocal,
+    sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh,
+)  # fmt: skip
 NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's function, *arguments)]
-    "_to_copy.default": lambda out, x: [(np.copyto, out, x)],
-    "addmm.default": lambda out, b, x, w: [(dot, row(x), w, row(out)), (np.add, out, b, out)],
-    "clamp.default": clip,
-    "clamp.Tensor": clip,
-    "expand.default": lambda out, x, *_: [(np.copyto, out, x)],
-    "linalg_vector_norm.default": lambda out, x, p: p == 2 and x.flags.c_contiguous and [
+    "_to_copy": lambda out, x: [(np.copyto, out, x)],
+    "addmm": lambda out, b, x, w: [(dot, fast(x), w, fast(out)), (np.add, out, b, out)],
+    "clamp": lambda out, x, low=None, high=None: [
+        (SAME["maximum"], x, -np.inf if low is None else low, out),
+        (SAME["minimum"], out, np.inf if high is None else high, out),
+    ],
+    "expand": lambda out, x, *_: [(np.copyto, out, x)],
+    "linalg_vector_norm": lambda out, x, *p: p == (2,) and x.flags.c_contiguous and [
         (dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out),
     ],
     "masked_fill_.Scalar": lambda out, x, mask, y: [(np.copyto, out, y, "same_kind", mask)],
-    "maximum.default": lambda out, x, y: clip(out, x, y),
-    "mean.default": lambda out, x: [  # not all in out: in place an operation on a number is slow
-        *total(sum := np.empty_like(out), x), (np.divide, sum, x.size, out),
+    "mean": lambda out, *x: [  # not all in out: in place an operation on a number is slow
+        *total(sum := np.empty_like(out), *x), (np.divide, sum, x[0].size / out.size, out),
     ],
-    "minimum.default": lambda out, x, y: clip(out, x, None, y),
-    "mm.default": lambda out, x, w: [(dot, row(x), w, row(out))],
+    "mm": lambda out, x, w: [(dot, fast(x), w, fast(out))],
     "pow.Tensor_Scalar": lambda out, x, y: y in (1, 2) and [
         (np.square if y == 2 else np.positive, x, out),
     ],
     "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],
-    "stack.default": lambda out, xs: [(np.copyto, out[i, ...], x) for i, x in enumerate(xs)],
-    "sum.default": total,
-    "sum.dim_IntList": total,
-    "tanh_backward.default": lambda out, g, y: [
+    "stack": lambda out, xs, dim=0: [
+        (np.copyto, np.moveaxis(out, dim, 0)[i, ...], x) for i, x in enumerate(xs)
+    ],
+    "sum": total,
+    "tanh_backward": lambda out, g, y: [
         (np.square, y, out), (np.subtract, 1, out, out), (np.multiply, g, out, out),
     ],
     "where.self": lambda out, mask, x, y: [
         (np.copyto, out, y), (np.copyto, out, x, "same_kind", mask),
     ],
 }  # fmt: skip
-SAME = dict(
-    abs=np.abs, add=np.add, add_=np.add, div=np.divide, eq=np.equal, exp=np.exp,
-    ge=np.greater_equal, gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and,
-    lt=np.less, mul=np.multiply, mul_=np.multiply, neg=np.negative, reciprocal=np.reciprocal,
-    sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh,
-)  # fmt: skip
-for name, function in SAME.items():
-    for kind in ("default", "Tensor", "Scalar"):
-        NUMPY[f"{name}.{kind}"] = lambda out, *xs, f=function: [(f, *xs, out)]
+NUMPY |= {name: lambda out, *xs, f=f: [(f, *xs, out)] for name, f in SAME.items()}
 
 
 if __name__ == "__main__":
