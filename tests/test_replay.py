@@ -301,3 +301,27 @@ def test_a_changed_copy_runs_or_says_why_not(script, name, tmp_path):
         assert not list((tmp_path / "cwd").iterdir())
     if code and name != "another distribution":
         assert Program(copy, tmp_path / "cwd2", *argv, "--no-compile").wait() == 0
+
+
+def test_two_modules_of_a_kind_are_both_put_back():
+    """As an agent and its average: recording and comparing leave either as it was."""
+
+    def step(agent, average, x):
+        for a, p in zip(average.parameters(), agent.parameters()):
+            p.data.add_(x.mean())
+            a.data.mul_(0.9).add_(0.1 * p.data)
+        return x.mean()
+
+    agents = [learner(ppo, seed)[1] for seed in (1, 2)]
+    before = [{k: x.clone() for k, x in agent.state_dict().items()} for agent in agents]
+    replay = ppo.Replay(True, partial(step, *agents), ppo.zeros(8))
+    for agent, state in zip(agents, before):
+        assert all(torch.equal(x, state[k]) for k, x in agent.state_dict().items())
+    for i in range(1, 4):
+        replay(np.full(8, 0.5))
+        for name, p in agents[0].named_parameters():
+            torch.testing.assert_close(p, before[0][name] + 0.5 * i)
+            average = before[1][name]
+            for j in range(1, i + 1):
+                average = 0.9 * average + 0.1 * (before[0][name] + 0.5 * j)
+            torch.testing.assert_close(agents[1].get_parameter(name), average)
