@@ -206,7 +206,7 @@ def rollout(args, envs, policy_and_value, rng):
         for t in range(T):
             obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
             outputs[t, n] = policy_and_value(obs[t, n]).cpu()
-            actions[t, n] = (outputs[t, n, :, :-1] + noise[t, n]).argmax(-1)  # a sample of pi_old
+            actions[t, n] = (outputs[t, n, :-1] + noise[t, n]).argmax(-1)  # a sample of pi_old
             games.send(actions[t, n].numpy())
 
     envs.run_halves(run_half)  # one half steps while the other half's actions are computed
