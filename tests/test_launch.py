@@ -211,7 +211,7 @@ def test_skips_what_a_report_has(folder):
 @pytest.mark.parametrize(
     "name, runs",
     [
-        ("mujoco", 7), ("table1", 91), ("table1_2017", 91), ("no_clip", 30), ("atari", 49),
+        ("mujoco", 7), ("table1", 91), ("table1_2017", 91), ("no_clip", 30), ("atari", 147),
         ("bfloat16", 8), ("ablation", 104), ("kl_constants", 49),
     ],
 )  # fmt: skip
