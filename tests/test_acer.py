@@ -156,7 +156,7 @@ def test_first_update_on_policy_is_actor_critics(norm):
     reference, average = deepcopy(agent), deepcopy(agent)
     mu = agent.pi_and_q(obs[:-1])[0].detach()
     args = acer.Args(num_envs=N, num_steps=T, max_grad_norm=norm, learning_rate=0.01)
-    rmsprop = acer.RMSProp(agent.parameters(), args.rms_decay, args.rms_eps)
+    rmsprop = acer.RMSProp(agent.parameters())
     metrics = acer.update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu)
 
     pi, q = reference.pi_and_q(obs)
@@ -282,6 +282,10 @@ def replay_of(folder, **flags):
     return acer.Replay(acer.Args(**flags), A, SimpleNamespace(dir=folder))
 
 
+def store(replay, iteration, columns):
+    replay.store(iteration, **dict(zip(("obs", "actions", "rewards", "dones", "mu"), columns)))
+
+
 def stored_segments(replay, iterations):
     """{iteration: what was stored}, from games that go on from one to the next."""
     torch.set_default_dtype(torch.float32)
@@ -293,7 +297,7 @@ def stored_segments(replay, iterations):
         last = new[-1]
         _, actions, rewards, dones = segments()
         stored[iteration] = obs, actions, rewards, dones.float(), distributions(T, N)
-        replay.store(iteration, *stored[iteration])
+        store(replay, iteration, stored[iteration])
     return stored
 
 
@@ -321,20 +325,22 @@ def test_replay_keeps_what_a_checkpoint_needs(tmp_path):
     replay = replay_of(tmp_path, buffer_size=3 * T)
     players = stored_segments(replay, 5)
     assert replay.state_dict() == {"iteration": 5} and players
-    assert len(list(replay.files())) == 5  # there is no older checkpoint that needs fewer
+    assert (
+        len(list((tmp_path / "replay").iterdir())) == 5
+    )  # there is no older checkpoint that needs fewer
     for iteration in (6, 7):
-        replay.store(iteration, *players[1])
+        store(replay, iteration, players[1])
     saved = replay.state_dict()
-    assert {int(path.stem) for path in replay.files()} == {3, 4, 5, 6, 7}
+    assert {int(path.stem) for path in (tmp_path / "replay").iterdir()} == {3, 4, 5, 6, 7}
     expected = [replay.sample(np.random.default_rng(seed)) for seed in range(3)]
     for iteration in (8, 9):
-        replay.store(iteration, *players[2])
+        store(replay, iteration, players[2])
     again = replay_of(tmp_path, buffer_size=3 * T)
     again.load_state_dict(saved)
     for seed, sample in enumerate(expected):
         assert all(map(torch.equal, again.sample(np.random.default_rng(seed)), sample))
     again.path(5).unlink()
-    with pytest.raises(ValueError, match=r"replay/5\.segments"):
+    with pytest.raises(ValueError, match=r"replay/5\.zip is missing"):
         replay_of(tmp_path, buffer_size=3 * T).load_state_dict(saved)
 
 
@@ -354,9 +360,9 @@ def test_replay_of_a_real_game(tmp_path):
         batch = ppo_atari.rollout(args, envs, policy, rng)
         obs = torch.cat([batch.obs, batch.next_obs[None]])
         columns = obs, batch.actions, batch.rewards, batch.dones, batch.logits.exp()
-        replay.store(iteration, *columns)
+        store(replay, iteration, columns)
         assert all(map(torch.equal, replay.sample(rng), columns))
-        begins = np.fromfile(replay.path(iteration), replay.record)["begins"].T
+        begins = (obs[1:, ..., :3] != obs[:-1, ..., 1:]).flatten(2).any(-1).numpy()
         assert (batch.dones.numpy()[begins] == 1).all()
         lives += (batch.dones.numpy()[~begins] == 1).sum()
         games += begins.sum()
@@ -366,10 +372,14 @@ def test_replay_of_a_real_game(tmp_path):
     assert games == len(episodes) > 2 and 3 * games <= lives <= 4 * games + 8
 
 
-def test_replay_says_how_much_disk_it_takes(tmp_path):
+def test_replay_asks_for_disk(tmp_path, monkeypatch):
     replay = replay_of(tmp_path / "none/yet", num_envs=16, num_steps=20, total_timesteps=1e7)
-    assert 16 * 2500 * replay.record.itemsize < 6.9e9
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    free = 1e9
     replay.check_disk()
+    free = 8e8
+    with pytest.raises(acer.Stop, match="50000: may need 0.9 GB of disk, 0.8 GB are free"):
+        replay.check_disk()
 
 
 # Runs

@@ -21,8 +21,8 @@ A step follows from
 Settings: baselines' of 2017, Table 6's; eps 1e-6 keeps its quotients and logarithms finite there.
 A game that a time limit cuts counts as ended, as in baselines.
 Shapes: T num_steps, N num_envs, A number of actions; mu, pi, q [T, N, A].
-The replay takes 8.6 kB a step: 6.8 GB of disk for 50,000 steps of 16 games, read through the
-system's cache, so less memory makes it slower, not wrong. It is removed when the run has finished.
+Frames are stored once, and compressed: 50,000 steps of 16 games, 6.8 GB, take 0.1 to 0.5 GB of the
+run directory, and no memory. They are removed when the run has finished.
 """
 
 import os
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
@@ -46,10 +47,10 @@ import ppo_atari as ppo
 from a2c_atari import RMSProp
 from ppo_atari import Agent, Int, Stop, device_of, graphed, initialized, logits_and_value, rollout
 
-EPS = 1e-6
+EPS, COMPRESSION = 1e-6, 8  # which is the least to expect
 ppo.LIMITS.update(
     replay_start=(0, 1e12), replay_ratio=(0, 1e6), truncation=(0, 1e12), q_coef=(0, 1e12),
-    delta=(0, 1e12), average_decay=(0, 1), rms_decay=(0, 1),
+    delta=(0, 1e12), average_decay=(0, 1),
 )  # fmt: skip
 
 
@@ -74,8 +75,6 @@ class Acer:
     delta: float = 1.0  # of the trust region around the average policy; 1e12 is none
     average_decay: float = 0.99  # alpha, of the average policy
     learning_rate: float = 7e-4  # RMSProp's step size
-    rms_decay: float = 0.99  # RMSProp's decay
-    rms_eps: float = 1e-5  # RMSProp's epsilon, under its root
     q_coef: float = 0.5  # of half the square error of Q
     ent_coef: float = 0.01  # of the entropy
     max_grad_norm: float = 10.0  # clip the norm of the gradient to it
@@ -186,10 +185,10 @@ def restack(frames, begins):
 
 
 class Replay:
-    """The last segments of N games, in files of the run directory: each iteration writes one.
+    """The last segments of N games, in the run directory: a file an iteration, never changed.
 
-    A file stays until the last two checkpoints are of later iterations than need it; so a killed
-    run finds what its checkpoint needs, and writes the files that came after it again.
+    A file stays as long as the last checkpoint, or the one before, may sample from it. So a run
+    that is killed finds what its checkpoint needs, and writes again the files that came after it.
     """
 
     def __init__(self, args, num_actions, run):
@@ -202,68 +201,63 @@ class Replay:
         )
 
     def path(self, iteration):
-        return self.run.dir / "replay" / f"{iteration}.segments"
+        return self.run.dir / "replay" / f"{iteration}.zip"
 
-    def files(self):
-        return (self.run.dir / "replay").glob("*.segments")
-
-    def first(self, iteration):
-        """The oldest of those that an iteration samples from."""
-        return max(1, iteration - self.most + 1)
+    def window(self, iteration):
+        """The iterations whose segments it samples from."""
+        return range(max(1, iteration - self.most + 1), iteration + 1)
 
     def check_disk(self):
-        """Raises Stop(2) unless all of the replay will fit the disk."""
-        args, folder = self.args, self.run.dir
-        files = min(self.most + 2 * args.checkpoint_every, args.num_iterations)
-        needed = files * args.num_envs * self.record.itemsize
-        disk = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(disk).free + sum(x.stat().st_size for x in self.files())
+        """Raises Stop(2) unless the replay will fit the disk."""
+        files = min(self.most + 2 * self.args.checkpoint_every, self.args.num_iterations)
+        needed = files * self.args.num_envs * self.record.itemsize / COMPRESSION / 1e9
+        folders = self.path(1), *self.path(1).parents
+        free = shutil.disk_usage(next(x for x in folders if x.is_dir())).free / 1e9
         if needed > free:
-            text = f"needs {needed / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free"
-            raise Stop(2, f"--buffer-size {args.buffer_size}: {text}")
+            text = f"may need {needed:,.1f} GB of disk, {free:,.1f} GB are free"
+            raise Stop(2, f"--buffer-size {self.args.buffer_size}: {text}")
 
-    def store(self, iteration, obs, actions, rewards, dones, mu):
+    def store(self, iteration, obs, **columns):
         """Keeps what update() takes."""
         records = np.zeros(self.args.num_envs, self.record)
         records["frames"][:, :4] = obs[0].permute(0, 3, 1, 2).cpu()
         records["frames"][:, 4:] = obs[1:, ..., 3].transpose(0, 1).cpu()
         begins = (obs[1:, ..., :3] != obs[:-1, ..., 1:]).flatten(2).any(-1)
-        columns = dict(begins=begins, actions=actions, rewards=rewards, dones=dones, mu=mu)
-        for name, x in columns.items():
+        for name, x in dict(columns, begins=begins).items():
             records[name] = x.transpose(0, 1).cpu()
         self.path(iteration).parent.mkdir(exist_ok=True)
-        records.tofile(self.path(iteration))
+        with ZipFile(self.path(iteration), "w", ZIP_DEFLATED, compresslevel=1) as file:
+            for n, record in enumerate(records):
+                file.writestr(str(n), record.tobytes())
         self.iteration = iteration
 
     def sample(self, rng):
         """A segment of each game, as store() had it, independently and evenly chosen."""
-        N, device = self.args.num_envs, device_of(self.args)
-        records = np.zeros(N, self.record)
-        for n, i in enumerate(rng.integers(self.first(self.iteration), self.iteration + 1, N)):
-            file = dict(file=self.path(i), dtype=self.record, count=1)
-            records[n : n + 1] = np.fromfile(**file, offset=n * self.record.itemsize)
+        records = np.zeros(self.args.num_envs, self.record)
+        for n, i in enumerate(rng.choice(self.window(self.iteration), len(records))):
+            with ZipFile(self.path(i)) as file:
+                records[n] = np.frombuffer(file.read(str(n)), self.record)[0]
         obs = np.stack([restack(x["frames"], x["begins"]) for x in records], 1)
         types = dict(actions=np.int64, rewards=np.float32, dones=np.float32, mu=np.float32)
         columns = [records[name].swapaxes(0, 1).astype(x) for name, x in types.items()]
-        return [torch.from_numpy(x).to(device) for x in (obs, *columns)]
+        return [torch.from_numpy(x).to(device_of(self.args)) for x in (obs, *columns)]
 
     def state_dict(self):
-        """Before a checkpoint is written: new files to the disk; those of no checkpoint away."""
+        """Before a checkpoint: brings new files to the disk, removes those that none needs."""
         for i in range(self.saved + 1, self.iteration + 1):
             with open(self.path(i), "rb") as file:
                 os.fsync(file.fileno())
-        for path in self.files():
-            if int(path.stem) < self.first(self.saved):
+        for path in self.path(1).parent.glob("*.zip"):
+            if int(path.stem) < self.window(self.saved).start:
                 path.unlink()
         self.saved = self.iteration
         return {"iteration": self.iteration}
 
     def load_state_dict(self, state):
         self.iteration = self.saved = i = state["iteration"]
-        size = self.args.num_envs * self.record.itemsize
-        for path in map(self.path, range(self.first(i), i + 1)):
-            if i < self.args.num_iterations and (not path.exists() or path.stat().st_size != size):
-                raise ValueError(f"{path} is missing or of the wrong size")
+        missing = [path for path in map(self.path, self.window(i)) if not path.exists()]
+        if missing and i < self.args.num_iterations:
+            raise ValueError(f"{missing[0]} is missing")
 
 
 def train(args, envs, run):
@@ -273,7 +267,7 @@ def train(args, envs, run):
     torch.manual_seed(args.seed)
     agent = QAgent(envs.num_actions, args).to(device)
     average = deepcopy(agent).requires_grad_(False)
-    rmsprop = RMSProp(agent.parameters(), args.rms_decay, args.rms_eps)
+    rmsprop = RMSProp(agent.parameters())
     learner = nn.ModuleList([agent, average, rmsprop])
     act = graphed(partial(logits_and_value, agent), agent, args)
     step = graphed(partial(update, *learner, args), learner, args)
@@ -285,16 +279,16 @@ def train(args, envs, run):
         batch = rollout(args, envs, act, rng)
         run.check(iteration, logits=batch.logits, values=batch.values)
         obs = torch.cat([batch.obs, batch.next_obs[None].to(device)])
-        columns = batch.actions, batch.rewards, batch.dones, batch.logits.exp()
-        segments = obs, *(x.to(device) for x in columns)
-        replay.store(iteration, *segments)
-        metrics = [step(*segments)]
+        columns = dict(actions=batch.actions, rewards=batch.rewards, dones=batch.dones)
+        columns["mu"] = batch.logits.exp()
+        replay.store(iteration, obs, **columns)
+        metrics = [step(obs, *(x.to(device) for x in columns.values()))]
         if iteration * args.num_steps >= args.replay_start:
             for _ in range(rng.poisson(args.replay_ratio)):
                 metrics.append(step(*replay.sample(rng)))
         row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()), updates=len(metrics))
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
-        del batch, obs, segments  # whose memory the next rollout takes
+        del batch, obs  # whose memory the next rollout takes
     shutil.rmtree(run.dir / "replay", ignore_errors=True)
     return agent
 
