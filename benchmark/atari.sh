@@ -3,7 +3,7 @@
 #     bash benchmark/atari.sh --gpus 0.25 --cpus 2 --address HOST:6379     four runs share a GPU
 #     GAMES="Pong Breakout" SEEDS=1 ALGORITHMS=ppo bash benchmark/atari.sh 4 hours, a core each
 #     python benchmark/report.py atari
-# A run of ACER takes 0.1 to 0.5 GB of disk while it lasts.
+# A run of ACER takes 0.1 to 0.6 GB of disk while it lasts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

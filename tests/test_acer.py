@@ -220,6 +220,24 @@ def test_a2c_update_is_a_step_up_eq_9():
         torch.testing.assert_close(found, p + step)
 
 
+def test_a_graph_can_be_made_of_an_update():
+    """What it changes is in what capturing restores, and nothing waits for a number."""
+    obs, actions, rewards, dones = segments()
+    columns = obs, actions, rewards, dones, distributions(T, N)
+    agent = Small()
+    learner = nn.ModuleList([agent, deepcopy(agent), acer.RMSProp(agent.parameters())])
+    args, before = acer.Args(num_envs=N, num_steps=T), deepcopy(learner.state_dict())
+    first, after = acer.update(*learner, args, *columns), deepcopy(learner.state_dict())
+    assert all((after[name] != x).any() for name, x in before.items())
+    learner.load_state_dict(before)
+    assert torch.equal(acer.update(*learner, args, *columns), first)
+    assert all(torch.equal(x, after[name]) for name, x in learner.state_dict().items())
+
+    agent, average = Small().to("meta"), Small().to("meta")
+    rmsprop, columns = acer.RMSProp(agent.parameters()), (x.to("meta") for x in columns)
+    assert acer.update(agent, average, rmsprop, args, *columns).device.type == "meta"
+
+
 def test_a_toy_task_is_learned_from_new_and_old_segments():
     """The action to take is shown. Without replay the same number of segments is not enough."""
     scores = {}
@@ -323,18 +341,17 @@ def test_replay_returns_what_was_stored_across_episodes(tmp_path):
 def test_replay_keeps_what_a_checkpoint_needs(tmp_path):
     """A run killed after its checkpoint of iteration 7 wrote two more; it goes on from 7."""
     replay = replay_of(tmp_path, buffer_size=3 * T)
-    players = stored_segments(replay, 5)
-    assert replay.state_dict() == {"iteration": 5} and players
-    assert (
-        len(list((tmp_path / "replay").iterdir())) == 5
-    )  # there is no older checkpoint that needs fewer
+    stored = stored_segments(replay, 5)
+    assert replay.state_dict() == {"iteration": 5}
+    names = {path.name for path in (tmp_path / "replay").iterdir()}
+    assert names == {f"{i}.zip" for i in range(1, 6)}  # there was no checkpoint that needs fewer
     for iteration in (6, 7):
-        store(replay, iteration, players[1])
+        store(replay, iteration, stored[1])
     saved = replay.state_dict()
     assert {int(path.stem) for path in (tmp_path / "replay").iterdir()} == {3, 4, 5, 6, 7}
     expected = [replay.sample(np.random.default_rng(seed)) for seed in range(3)]
     for iteration in (8, 9):
-        store(replay, iteration, players[2])
+        store(replay, iteration, stored[2])
     again = replay_of(tmp_path, buffer_size=3 * T)
     again.load_state_dict(saved)
     for seed, sample in enumerate(expected):
@@ -375,10 +392,10 @@ def test_replay_of_a_real_game(tmp_path):
 def test_replay_asks_for_disk(tmp_path, monkeypatch):
     replay = replay_of(tmp_path / "none/yet", num_envs=16, num_steps=20, total_timesteps=1e7)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    free = 1e9
+    free = 2e9
     replay.check_disk()
-    free = 8e8
-    with pytest.raises(acer.Stop, match="50000: may need 0.9 GB of disk, 0.8 GB are free"):
+    free = 1e9
+    with pytest.raises(acer.Stop, match="50000: may need 1.5 GB of disk, 1.0 GB are free"):
         replay.check_disk()
 
 
