@@ -48,7 +48,7 @@ from a2c_atari import RMSProp
 from ppo_atari import Agent, Int, Stop, device_of, graphed, initialized, logits_and_value, rollout
 
 EPS = 1e-6
-COMPRESSION = 5  # of the replay, at least: Yars' Revenge; the paper's games: 12 and more
+COMPRESSION = 5  # of the replay, at least: Yars' Revenge; the paper's games: 11 and more
 ppo.LIMITS.update(
     replay_start=(0, 1e12), replay_ratio=(0, 1e6), truncation=(0, 1e12), q_coef=(0, 1e12),
     delta=(0, 1e12), average_decay=(0, 1),
