@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Table 6 of the paper: ppo_atari.py on 49 games, 3 seeds, 10M steps (40M frames) each.
+# Tables 2 and 6 of the paper: PPO, A2C and ACER on 49 games, 3 seeds, 10M steps (40M frames) each.
 #     bash benchmark/atari.sh --gpus 0.25 --cpus 2 --address HOST:6379     four runs share a GPU
-#     GAMES="Pong Breakout" SEEDS=1 bash benchmark/atari.sh                4 hours, a core each
+#     GAMES="Pong Breakout" SEEDS=1 ALGORITHMS=ppo bash benchmark/atari.sh 4 hours, a core each
 #     python benchmark/report.py atari
+# A run of ACER takes 0.1 to 0.6 GB of disk while it lasts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+ALGORITHMS="${ALGORITHMS:-ppo a2c acer}"
 GAMES="${GAMES:-Alien Amidar Assault Asterix Asteroids Atlantis BankHeist BattleZone BeamRider
   Bowling Boxing Breakout Centipede ChopperCommand CrazyClimber DemonAttack DoubleDunk Enduro
   FishingDerby Freeway Frostbite Gopher Gravitar IceHockey Jamesbond Kangaroo Krull KungFuMaster
@@ -13,9 +15,18 @@ GAMES="${GAMES:-Alien Amidar Assault Asterix Asteroids Atlantis BankHeist Battle
   Robotank Seaquest SpaceInvaders StarGunner Tennis TimePilot Tutankham UpNDown Venture
   VideoPinball WizardOfWor Zaxxon}"
 
-for seed in $(seq "${SEEDS:-3}"); do
-  for game in $GAMES; do
-    echo python ppo_atari.py --env-id "$game" --seed "$seed" \
-      --run-dir "runs/atari/ppo_atari/$game/$seed"
+commands=$(for seed in $(seq "${SEEDS:-3}"); do
+  for algorithm in $ALGORITHMS; do
+    case $algorithm in
+      ppo) script=ppo_atari.py ;;
+      a2c) script=benchmark/rivals/a2c_atari.py ;;
+      acer) script=benchmark/rivals/acer.py ;;
+      *) echo "ALGORITHMS: $algorithm is none of ppo, a2c, acer" >&2; exit 2 ;;
+    esac
+    for game in $GAMES; do
+      echo python "$script" --env-id "$game" --seed "$seed" \
+        --run-dir "runs/atari/$algorithm/$game/$seed"
+    done
   done
-done | python benchmark/launch.py "$@"
+done)
+python benchmark/launch.py "$@" <<< "$commands"

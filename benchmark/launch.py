@@ -70,8 +70,9 @@ def write_order(name):
 
 
 def write(directory, files):
-    """Replaces or adds files, {name: bytes}, one at a time."""
-    for name in sorted(files, key=write_order):
+    """Replaces or adds files, {name: bytes}, one at a time; then removes those with None."""
+    gone = {name for name in files if files[name] is None}
+    for name in sorted(files.keys() - gone, key=write_order):
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{path}.tmp", "wb") as file:
@@ -79,15 +80,20 @@ def write(directory, files):
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{path}.tmp", path)
+    for name in gone:
+        (directory / name).unlink(missing_ok=True)
 
 
 def read_new(directory, seen):
     """{name: bytes} of the files that changed since seen, {name: stat}, which it brings up to date.
 
+    None for those of replay/ that are gone: acer.py removes what it needs no more.
     Left out: unfinished files, and what Weights & Biases keeps."""
     names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
     names = [name for name in names if not name.endswith(".tmp") and not name.startswith("wandb/")]
-    files = {}
+    files = dict.fromkeys(x for x in seen.keys() - set(names) if x.startswith("replay/"))
+    for name in files:
+        del seen[name]
     for name in sorted(names, key=write_order, reverse=True):
         with suppress(FileNotFoundError):
             stat = (directory / name).stat()

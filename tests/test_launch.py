@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "benchmark" / "launch.py"
 sys.path.insert(0, str(LAUNCH.parent))
-from launch import read_commands, same_script, source_files  # noqa: E402
+from launch import read_commands, read_new, same_script, source_files, write  # noqa: E402
 
 PPO = "--env-id InvertedPendulum --num-steps 256 --no-compile --checkpoint-every 1"
 
@@ -211,7 +211,7 @@ def test_skips_what_a_report_has(folder):
 @pytest.mark.parametrize(
     "name, runs",
     [
-        ("mujoco", 7), ("table1", 91), ("table1_2017", 91), ("no_clip", 30), ("atari", 49),
+        ("mujoco", 7), ("table1", 91), ("table1_2017", 91), ("no_clip", 30), ("atari", 147),
         ("bfloat16", 8), ("ablation", 104), ("kl_constants", 49), ("held_out", 30), ("rivals", 49),
     ],
 )  # fmt: skip
@@ -230,6 +230,22 @@ def test_sweeps_list_their_runs(name, runs):
             assert setting == ("bf16" if "--bf16" in command else "float32")
         elif setting[-1].isdigit() and name not in ("held_out", "rivals"):
             assert setting.removesuffix("-clip").split("-")[-1] in command or "1e-8" in command
+
+
+def test_copies_what_is_new_and_removes_what_a_replay_has_removed(tmp_path):
+    here, there, seen = tmp_path / "here", tmp_path / "there", {}
+    write(here, {"replay/1.zip": b"1", "replay/2.zip": b"2", "checkpoint.pt": b"2", "log": b""})
+    write(there, read_new(here, seen))
+    for name in ("replay/1.zip", "log"):
+        (here / name).unlink()
+    write(here, {"replay/3.zip": b"3"})
+    new = read_new(here, seen)
+    assert new == {"replay/1.zip": None, "replay/3.zip": b"3"}
+    write(there, new)
+    assert read_new(here, seen) == {}
+    names = {path.name: path.read_bytes() for path in there.rglob("*.*")}
+    assert names == {"2.zip": b"2", "3.zip": b"3", "checkpoint.pt": b"2"}
+    assert (there / "log").exists()
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""A2C, synchronous advantage actor-critic, for Atari games: the A2C of the PPO paper's Table 2.
+
+Mnih et al. 2016, arXiv:1602.01783, in the synchronous form of openai/baselines. Games, network,
+rollout, run directory and command line are ppo_atari.py's.
+
+    python benchmark/rivals/a2c_atari.py --env-id Pong --run-dir runs/a2c    train; again: resume
+    python benchmark/rivals/a2c_atari.py --eval runs/a2c                     play ten games
+    python benchmark/rivals/a2c_atari.py --help                              explain every flag
+
+Each iteration
+    runs the policy for num_steps steps in each of num_envs games                    rollout()
+    estimates advantages, n-step returns less V, the PPO paper's eq. 10              estimate()
+    takes one step of RMSProp up its eq. 9, with L^PG, eq. 2, for L^CLIP             update()
+
+Settings: baselines' of 2017; the paper prints none of its own. (+) marks what is in neither.
+Shapes: T num_steps, N num_envs, B = T*N.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
+if not find_spec("ppo_atari"):
+    print("a2c_atari.py: needs ppo_atari.py beside it or two folders up", file=sys.stderr)
+    sys.exit(2)
+import ppo_atari as ppo
+from ppo_atari import Agent, Int, device_of, estimate, graphed, logits_and_value, rollout
+
+
+@dataclass
+class Common(ppo.Common):
+    """Of every algorithm; (+) is not in the papers"""
+
+    num_envs: Int = 16  # N, actors
+    checkpoint_every: Int = 400  # iterations
+
+
+@dataclass
+class A2c(ppo.Advantages):
+    """Settings of A2C; (+) is not in the papers"""
+
+    num_steps: Int = 5  # T, horizon of one rollout
+    gae_lambda: float = 1.0  # (+) lambda of the PPO paper's eq. 11; 1 is A2C
+    norm_adv: Literal["batch", "none"] = "none"  # (+) standardise advantages over the batch
+    learning_rate: float = 7e-4  # RMSProp's step size
+    anneal_lr: bool = True  # decrease it linearly to 0
+    vf_coef: float = 0.5  # of the value function's square error
+    ent_coef: float = 0.01  # of the entropy
+    max_grad_norm: float = 0.5  # clip the norm of the gradient to it
+
+
+@dataclass
+class Args(A2c, Common):
+    def __post_init__(self):
+        ppo.check_numbers(self)
+        size, total = self.batch_size, self.total_timesteps
+        if not 2 <= size <= total:
+            raise ValueError(f"--num-steps {self.num_steps}: a batch, {size}, must be 2 to {total}")
+
+
+class RMSProp(nn.Module):
+    """TensorFlow's, uphill: the squares start at 1, and eps is under the root."""
+
+    def __init__(self, parameters, decay=0.99, eps=1e-5):
+        super().__init__()
+        self.decay, self.eps, self.ascending = decay, eps, list(parameters)
+        self.squares = nn.ParameterList(map(torch.ones_like, self.ascending)).requires_grad_(False)
+
+    @torch.no_grad()
+    def step(self, learning_rate):
+        """Moves the parameters along their gradients. learning_rate is a float or a tensor []."""
+        for p, square in zip(self.ascending, self.squares):
+            square.mul_(self.decay).addcmul_(p.grad, p.grad, value=1 - self.decay)
+            p.add_(learning_rate * p.grad / (square + self.eps).sqrt())
+
+
+METRICS = ("policy_objective", "value_loss", "entropy")
+
+
+def update(agent, rmsprop, args, learning_rate, obs, actions, advantages, targets):
+    """A step from obs [B, 84, 84, 4], actions, advantages, targets [B]. Returns METRICS."""
+    pi, value = agent(obs)
+    policy_objective = (pi.log_prob(actions) * advantages).mean()  # eq. 2
+    value_loss, entropy = (value - targets).square().mean(), pi.entropy().mean()
+    agent.zero_grad()
+    (policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy).backward()  # eq. 9
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
+    rmsprop.step(learning_rate)
+    return torch.stack([policy_objective, value_loss, entropy]).detach()
+
+
+def train(args, envs, run):
+    """Returns the agent; run takes episodes, metrics and checkpoints."""
+    device = device_of(args)
+    torch.manual_seed(args.seed)
+    agent = Agent(envs.num_actions, args).to(device)
+    rmsprop = RMSProp(agent.parameters())
+    act = graphed(partial(logits_and_value, agent), agent, args)
+    step = graphed(partial(update, agent, rmsprop, args), nn.ModuleList([agent, rmsprop]), args)
+    start = run.resume(agent=agent, rmsprop=rmsprop, envs=envs)
+    for games in envs.halves:  # a CUDA graph is captured while there is one thread
+        act(torch.from_numpy(games.obs()).to(device))
+    for iteration in range(start + 1, args.num_iterations + 1):
+        batch = rollout(args, envs, act, ppo.generator(args.seed, iteration))
+        _, advantages, targets = estimate(args, agent, batch)
+        run.check(iteration, logits=batch.logits, values=batch.values, advantages=advantages)
+        alpha = 1 - (iteration - 1) / args.num_iterations
+        learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)
+        columns = batch.obs, batch.actions, advantages, targets
+        columns = [x.flatten(0, 1).to(device) for x in columns]  # [T*N, ...]
+        metrics = step(torch.tensor(learning_rate, device=device), *columns)
+        row = dict(zip(METRICS, metrics.tolist()), learning_rate=learning_rate)
+        run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
+    return agent
+
+
+if __name__ == "__main__":
+    sys.exit(ppo.main(train, Args, __file__))

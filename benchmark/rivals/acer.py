@@ -1,0 +1,298 @@
+"""ACER, actor-critic with experience replay, for Atari games: the ACER of the PPO paper's Table 6.
+
+Wang et al. 2016, arXiv:1611.01224, algorithm 2; Retrace: Munos et al. 2016, arXiv:1606.02647.
+Games, rollout, run directory and command line are ppo_atari.py's; the network has its layers, but
+a Q value for each action in place of V, which is sum_a pi(a) Q(a).
+
+    python benchmark/rivals/acer.py --env-id Pong --run-dir runs/acer    train; again: resume
+    python benchmark/rivals/acer.py --eval runs/acer                     play ten games
+    python benchmark/rivals/acer.py --help                               explain every flag
+
+Each iteration
+    runs the policy for num_steps steps in each of num_envs games        rollout()
+    stores these segments with mu, the policy that acted                 Replay.store()
+    takes a step of RMSProp on them                                      update()
+    and Poisson(replay_ratio) steps on stored ones                       Replay.sample()
+A step follows from
+    Q^ret, returns off the policy, eq. 5                                 retrace()
+    truncated importance weights and their bias correction, eq. 9        policy_objective()
+    the trust region around an average policy, eq. 12                    project()
+
+Settings: baselines' of 2017, Table 6's; eps 1e-6 keeps its quotients and logarithms finite there.
+A game that a time limit cuts counts as ended, as in baselines.
+Shapes: T num_steps, N num_envs, A number of actions; mu, pi, q [T, N, A].
+Frames are stored once, and compressed: 50,000 steps of 16 games, 6.8 GB, take 0.1 to 0.6 GB of the
+run directory, and no memory. They are removed when the run has finished.
+"""
+
+import os
+import shutil
+import sys
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
+if not find_spec("ppo_atari"):
+    print("acer.py: needs ppo_atari.py beside it or two folders up", file=sys.stderr)
+    sys.exit(2)
+import ppo_atari as ppo
+from a2c_atari import RMSProp
+from ppo_atari import Agent, Int, Stop, device_of, graphed, initialized, logits_and_value, rollout
+
+EPS = 1e-6
+COMPRESSION = 5  # of the replay, at least: Yars' Revenge; the paper's games: 11 and more
+ppo.LIMITS.update(
+    replay_start=(0, 1e12), replay_ratio=(0, 1e6), truncation=(0, 1e12), q_coef=(0, 1e12),
+    delta=(0, 1e12), average_decay=(0, 1),
+)  # fmt: skip
+
+
+@dataclass
+class Common(ppo.Common):
+    """Of every algorithm; (+) is not in the paper"""
+
+    num_envs: Int = 16  # N, actors
+    checkpoint_every: Int = 100  # iterations
+
+
+@dataclass
+class Acer:
+    """Settings of ACER"""
+
+    num_steps: Int = 20  # T, steps of a segment
+    gamma: float = 0.99  # discount
+    replay_ratio: float = 4.0  # replayed batches a new one, the mean of a Poisson distribution
+    buffer_size: Int = 50_000  # steps of each game that are stored
+    replay_start: Int = 10_000  # steps of each game before any is replayed
+    truncation: float = 10.0  # c, of the importance weights
+    delta: float = 1.0  # of the trust region around the average policy; 1e12 is none
+    average_decay: float = 0.99  # alpha, of the average policy
+    learning_rate: float = 7e-4  # RMSProp's step size
+    q_coef: float = 0.5  # of half the square error of Q
+    ent_coef: float = 0.01  # of the entropy
+    max_grad_norm: float = 10.0  # clip the norm of the gradient to it
+
+    batch_size, num_iterations = ppo.Advantages.batch_size, ppo.Advantages.num_iterations
+
+
+@dataclass
+class Args(Acer, Common):
+    def __post_init__(self):
+        ppo.check_numbers(self)
+        N, T, total = self.num_envs, self.num_steps, self.total_timesteps
+        if total < N * T:
+            raise ValueError(f"--total-timesteps {total}: below a batch, {N} * {T}")
+        if self.buffer_size < T:
+            raise ValueError(f"--buffer-size {self.buffer_size}: below --num-steps {T}")
+
+
+class QAgent(Agent):
+    """Policy and Q values on one convolutional network."""
+
+    def __init__(self, num_actions, args):
+        super().__init__(num_actions, args)
+        self.critic = initialized(nn.Linear(self.hidden.out_features, num_actions), args.init, 1.0)
+
+    def pi_and_q(self, obs):
+        """Probabilities and Q values of actions, both [B, A], from obs [B, 84, 84, 4]."""
+        pi, q = super().forward(obs)
+        return pi.probs, q
+
+    def forward(self, obs):
+        """pi, a distribution over actions [B], and V [B], its mean of Q."""
+        pi, q = super().forward(obs)
+        return pi, (pi.probs * q).sum(-1)
+
+
+def retrace(rewards, dones, q_taken, values, last_value, ratio, gamma):
+    """Q^ret [T, N], eq. 5. rewards, dones (after the action), Q and pi / mu of the actions taken,
+    values V(s_t) are [T, N]; last_value V(s_T) [N]."""
+    q_ret, following = torch.empty_like(rewards), last_value
+    for t in reversed(range(len(rewards))):
+        q_ret[t] = rewards[t] + gamma * (1 - dones[t]) * following
+        following = ratio[t].clamp(max=1) * (q_ret[t] - q_taken[t]) + values[t]
+    return q_ret
+
+
+def policy_objective(pi, actions, mu, q, q_ret, c):
+    """[T, N], to be maximised in pi alone: the weights have no gradient. Eq. 9.
+
+    The second term takes, over all actions, what truncating the weights at c leaves out.
+    """
+    taken, log_pi, old_pi = actions[..., None], (pi + EPS).log(), pi.detach()
+    values, ratio = (old_pi * q).sum(-1, keepdim=True), old_pi / (mu + EPS)
+    truncated = ratio.gather(-1, taken).clamp(max=c) * (q_ret[..., None] - values)
+    correction = (1 - c / (ratio + EPS)).clamp(min=0) * old_pi * (q - values)
+    return (log_pi.gather(-1, taken) * truncated).squeeze(-1) + (log_pi * correction).sum(-1)
+
+
+def project(g, k, delta):
+    """The z closest to g with k . z <= delta, eq. 12, in each row of g, k [..., A]."""
+    excess = (k * g).sum(-1, keepdim=True) - delta
+    return g - (excess / (k.square().sum(-1, keepdim=True) + EPS)).clamp(min=0) * k
+
+
+METRICS = ("policy_objective", "q_loss", "entropy", "kl", "projected")
+
+
+def update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu):
+    """A step from obs [T + 1, N, 84, 84, 4], actions, rewards, dones [T, N] and mu.
+
+    Returns METRICS.
+    """
+    pi, q = (x.unflatten(0, obs.shape[:2]) for x in agent.pi_and_q(obs.flatten(0, 1)))
+    values, pi, q = (pi * q).sum(-1).detach(), pi[:-1], q[:-1]
+    q_taken, ratio = (
+        x.gather(-1, actions[..., None]).squeeze(-1) for x in (q, pi.detach() / (mu + EPS))
+    )
+    with torch.no_grad():
+        q_ret = retrace(rewards, dones, q_taken, values[:-1], values[-1], ratio, args.gamma)
+        average_pi = average.pi_and_q(obs[:-1].flatten(0, 1))[0].view_as(pi)
+    free_pi = pi.detach().requires_grad_()  # the trust region is one of probabilities
+    gain = policy_objective(free_pi, actions, mu, q.detach(), q_ret, args.truncation)
+    entropy = -(free_pi * (free_pi + EPS).log()).sum(-1)
+    kl = (average_pi * ((average_pi + EPS).log() - (free_pi + EPS).log())).sum(-1)
+    (g,) = torch.autograd.grad((gain + args.ent_coef * entropy).sum(), free_pi)
+    (k,) = torch.autograd.grad(kl.sum(), free_pi)
+    z = project(g, k, args.delta)
+    q_loss = (q_ret - q_taken).square().mean() / 2
+    agent.zero_grad()
+    ((z * pi).sum(-1).mean() - args.q_coef * q_loss).backward()
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
+    rmsprop.step(args.learning_rate)
+    with torch.no_grad():
+        for a, p in zip(average.parameters(), agent.parameters()):
+            a.lerp_(p, 1 - args.average_decay)
+    projected = (z != g).any(-1).float()
+    return torch.stack([x.mean() for x in (gain, q_loss, entropy, kl, projected)]).detach()
+
+
+def restack(frames, begins):
+    """obs [T + 1, 84, 84, 4] from frames [T + 4, 84, 84]; begins[t] says that obs[t + 1] begins a
+    game, before which frames are 0."""
+    obs = np.stack([frames[i : len(frames) - 3 + i] for i in range(4)], -1)
+    for t in np.flatnonzero(begins) + 1:
+        for age in range(3):
+            obs[t + age : t + age + 1, ..., : 3 - age] = 0  # a frame of the game before
+    return obs
+
+
+class Replay:
+    """The last segments of N games, in the run directory: a file an iteration, never changed.
+
+    A file stays as long as the last checkpoint, or the one before, may sample from it. So a run
+    that is killed finds what its checkpoint needs, and writes again the files that came after it.
+    """
+
+    def __init__(self, args, num_actions, run):
+        T, self.args, self.run = args.num_steps, args, run
+        self.most = args.buffer_size // T  # segments
+        self.iteration = self.saved = 0  # of the newest file, and at the last checkpoint
+        self.record = np.dtype(  # of a game
+            [("frames", "u1", (T + 4, 84, 84)), ("begins", "?", (T,)), ("actions", "u1", (T,))]
+            + [("rewards", "f4", (T,)), ("dones", "?", (T,)), ("mu", "f4", (T, num_actions))]
+        )
+
+    def path(self, iteration):
+        return self.run.dir / "replay" / f"{iteration}.zip"
+
+    def window(self, iteration):
+        """The iterations whose segments it samples from."""
+        return range(max(1, iteration - self.most + 1), iteration + 1)
+
+    def check_disk(self):
+        """Raises Stop(2) unless the replay will fit the disk."""
+        files = min(self.most + 2 * self.args.checkpoint_every, self.args.num_iterations)
+        needed = files * self.args.num_envs * self.record.itemsize / COMPRESSION / 1e9
+        folders = self.path(1), *self.path(1).parents
+        free = shutil.disk_usage(next(x for x in folders if x.is_dir())).free / 1e9
+        if needed > free:
+            text = f"may need {needed:,.1f} GB of disk, {free:,.1f} GB are free"
+            raise Stop(2, f"--buffer-size {self.args.buffer_size}: {text}")
+
+    def store(self, iteration, obs, **columns):
+        """Keeps what update() takes."""
+        records = np.zeros(self.args.num_envs, self.record)
+        records["frames"][:, :4] = obs[0].permute(0, 3, 1, 2).cpu()
+        records["frames"][:, 4:] = obs[1:, ..., 3].transpose(0, 1).cpu()
+        begins = (obs[1:, ..., :3] != obs[:-1, ..., 1:]).flatten(2).any(-1)
+        for name, x in dict(columns, begins=begins).items():
+            records[name] = x.transpose(0, 1).cpu()
+        self.path(iteration).parent.mkdir(exist_ok=True)
+        with ZipFile(self.path(iteration), "w", ZIP_DEFLATED, compresslevel=1) as file:
+            for n, record in enumerate(records):
+                file.writestr(str(n), record.tobytes())
+        self.iteration = iteration
+
+    def sample(self, rng):
+        """A segment of each game, as store() had it, independently and evenly chosen."""
+        records = np.zeros(self.args.num_envs, self.record)
+        for n, i in enumerate(rng.choice(self.window(self.iteration), len(records))):
+            with ZipFile(self.path(i)) as file:
+                records[n] = np.frombuffer(file.read(str(n)), self.record)[0]
+        obs = np.stack([restack(x["frames"], x["begins"]) for x in records], 1)
+        types = dict(actions=np.int64, rewards=np.float32, dones=np.float32, mu=np.float32)
+        columns = [records[name].swapaxes(0, 1).astype(x) for name, x in types.items()]
+        return [torch.from_numpy(x).to(device_of(self.args)) for x in (obs, *columns)]
+
+    def state_dict(self):
+        """Before a checkpoint: brings new files to the disk, removes those that none needs."""
+        for i in range(self.saved + 1, self.iteration + 1):
+            with open(self.path(i), "rb") as file:
+                os.fsync(file.fileno())
+        for path in self.path(1).parent.glob("*.zip"):
+            if int(path.stem) < self.window(self.saved).start:
+                path.unlink()
+        self.saved = self.iteration
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state):
+        self.iteration = self.saved = i = state["iteration"]
+        missing = [path for path in map(self.path, self.window(i)) if not path.exists()]
+        if missing and i < self.args.num_iterations:
+            raise ValueError(f"{missing[0]} is missing")
+
+
+def train(args, envs, run):
+    """Returns the agent; run takes episodes, metrics and checkpoints."""
+    device, replay = device_of(args), Replay(args, envs.num_actions, run)
+    replay.check_disk()
+    torch.manual_seed(args.seed)
+    agent = QAgent(envs.num_actions, args).to(device)
+    average = deepcopy(agent).requires_grad_(False)
+    rmsprop = RMSProp(agent.parameters())
+    learner = nn.ModuleList([agent, average, rmsprop])
+    act = graphed(partial(logits_and_value, agent), agent, args)
+    step = graphed(partial(update, *learner, args), learner, args)
+    start = run.resume(agent=agent, average=average, rmsprop=rmsprop, replay=replay, envs=envs)
+    for games in envs.halves:  # a CUDA graph is captured while there is one thread
+        act(torch.from_numpy(games.obs()).to(device))
+    for iteration in range(start + 1, args.num_iterations + 1):
+        rng = ppo.generator(args.seed, iteration)
+        batch = rollout(args, envs, act, rng)
+        run.check(iteration, logits=batch.logits, values=batch.values)
+        obs = torch.cat([batch.obs, batch.next_obs[None].to(device)])
+        columns = dict(actions=batch.actions, rewards=batch.rewards, dones=batch.dones)
+        columns["mu"] = batch.logits.exp()
+        replay.store(iteration, obs, **columns)
+        metrics = [step(obs, *(x.to(device) for x in columns.values()))]
+        if iteration * args.num_steps >= args.replay_start:
+            for _ in range(rng.poisson(args.replay_ratio)):
+                metrics.append(step(*replay.sample(rng)))
+        row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()), updates=len(metrics))
+        run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
+        del batch, obs  # whose memory the next rollout takes
+    shutil.rmtree(run.dir / "replay", ignore_errors=True)
+    return agent
+
+
+if __name__ == "__main__":
+    sys.exit(ppo.main(train, Args, __file__, QAgent))
