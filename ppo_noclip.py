@@ -943,6 +943,7 @@ def main(train, flags, script, policy=Agent):
 def prepare(args):
     """Sets up the process. Returns what the results' last bits depend on: the processor."""
     torch.set_num_threads(args.num_threads or torch.get_num_threads())
+    np.seterr(all="ignore")  # as torch does
     gym.logger.min_level = gym.logger.ERROR
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen

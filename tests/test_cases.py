@@ -773,6 +773,7 @@ class Args(Rival, ppo.Common):
 
 def train(args, envs, run):
     """A random search."""
+    torch.manual_seed(args.seed)
     agent = torch.nn.Linear(envs.obs_size, envs.action_size)
     start = run.resume(agent=agent, envs=envs)
     act = lambda obs, noise: agent(torch.tensor(obs)).detach().numpy() + noise
@@ -781,7 +782,7 @@ def train(args, envs, run):
         batch = ppo.rollout(args, envs, act, ppo.generator(args.seed, iteration))
         run.check(iteration, **vars(batch))
         with torch.no_grad():
-            agent.bias += args.step_size * batch.rewards.mean()
+            agent.bias += args.step_size * batch.rewards.mean().clamp(-1, 1)
         step = iteration * args.num_steps * args.num_envs
         run.log(iteration, step, iteration == iterations, dict(reward=batch.rewards.mean().item()))
     return agent
