@@ -892,7 +892,7 @@ def parse(argv, flags, script, doc):
         except SystemExit as exit:
             if not exit.code:
                 raise
-            text = re.sub("[╭╮╰╯│─]+", " ", stderr.getvalue())
+            text = " ".join(re.findall("\n│([^─\n]+)│", stderr.getvalue()))  # of tyro's box
             raise Stop(2, text.split("For full helptext")[0]) from None
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
