@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Is it the exploration noise that makes the clip learn where the penalties do not? On Ant and
+# Humanoid, 1M steps each, seeds first:
+#   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
+#     out of its reach, or held at 0; the others with log std as the clip's runs had it
+#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows
+#   - other values of epsilon and beta on Ant, 3 seeds
+#   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds
+#     bash benchmark/log_std.sh [flags of launch.py]           after held_out.sh, and its page
+#     python benchmark/report.py held-out/log-std
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ROWS=(
+  "clip-0.2           ppo_continuous.py"
+  "fixed-kl-1         ppo_klpen.py --no-adapt-kl-coef --kl-coef 1"
+  "adaptive-kl-0.01   ppo_klpen.py --kl-target 0.01"
+  "no-clip            ppo_noclip.py"
+  "trpo               benchmark/rivals/trpo.py"
+  "vpg                benchmark/rivals/vpg.py"
+  "pg                 ppo_noclip.py --surrogate pg"
+  "clip-0.1           ppo_continuous.py --clip-coef 0.1"
+  "clip-0.3           ppo_continuous.py --clip-coef 0.3"
+  "log-clip-0.2       ppo_continuous.py --clip-coef 0.2 --clip-log-ratio"
+  "adaptive-kl-0.003  ppo_klpen.py --kl-target 0.003"
+  "adaptive-kl-0.03   ppo_klpen.py --kl-target 0.03"
+  "fixed-kl-0.3       ppo_klpen.py --no-adapt-kl-coef --kl-coef 0.3"
+  "fixed-kl-3         ppo_klpen.py --no-adapt-kl-coef --kl-coef 3"
+  "fixed-kl-10        ppo_klpen.py --no-adapt-kl-coef --kl-coef 10"
+)
+COPIES=(
+  "clip-0.2-std-unclipped      unclipped_ppo_continuous.py"
+  "clip-0.2-std-held           scheduled_ppo_continuous.py --log-std 0"
+  "fixed-kl-1-std-of-clip      scheduled_ppo_klpen.py --no-adapt-kl-coef --kl-coef 1"
+  "adaptive-kl-0.01-std-of-clip  scheduled_ppo_klpen.py --kl-target 0.01"
+  "no-clip-std-of-clip         scheduled_ppo_noclip.py"
+)
+RANGE=(
+  "clip-0.05          ppo_continuous.py --clip-coef 0.05"
+  "clip-0.5           ppo_continuous.py --clip-coef 0.5"
+  "fixed-kl-0.03      ppo_klpen.py --no-adapt-kl-coef --kl-coef 0.03"
+  "fixed-kl-0.1       ppo_klpen.py --no-adapt-kl-coef --kl-coef 0.1"
+  "fixed-kl-30        ppo_klpen.py --no-adapt-kl-coef --kl-coef 30"
+)
+SEVEN="HalfCheetah Hopper InvertedDoublePendulum InvertedPendulum Reacher Swimmer Walker2d"
+
+mkdir -p runs/log-std-copies
+for script in ppo_continuous ppo_noclip ppo_klpen; do
+  for change in scheduled unclipped; do
+    [ "$change" = unclipped ] && [ "$script" != ppo_continuous ] ||
+      patch -s -o "runs/log-std-copies/${change}_$script.py" "$script.py" "benchmark/log_std/$change.patch"
+  done
+done
+
+# log std of the clip's runs at the start and at every tenth of training, from their entropy
+points() {
+  python - "$1" << END
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+path, task = Path("benchmark/results/held-out/curves.csv"), sys.argv[1]
+if not path.exists():
+    sys.exit("first: bash benchmark/held_out.sh && python benchmark/report.py held-out")
+rows = pd.read_csv(path).query("setting == 'clip-0.2' and task == @task")
+entropy = rows.groupby("step")["entropy"].mean() / {"Ant": 8, "Humanoid": 17}[task]
+found = entropy - math.log(2 * math.pi * math.e) / 2
+tenths = np.interp([100_000 * i for i in range(1, 11)], found.index, found)
+print("0", *(f"{x:.2f}" for x in tenths))
+END
+}
+
+run() {  # setting, task, seed, command
+  echo python "${@:4}" --env-id "$2" --seed "$3" --run-dir "runs/held-out/log-std/$1/$2/$3"
+}
+
+ant=$(points Ant)
+humanoid=$(points Humanoid)
+for seed in $(seq "${SEEDS:-3}"); do
+  for task in Ant Humanoid; do
+    [ "$task" = Ant ] && std=$ant || std=$humanoid
+    for line in "${COPIES[@]}"; do
+      read -r setting command <<< "$line"
+      [[ "$setting" != *-of-clip ]] || command+=" --log-std '$std'"
+      run "$setting" "$task" "$seed" "runs/log-std-copies/$command"
+    done
+  done
+  for start in -1 -0.5 -1.5; do
+    for line in "${ROWS[@]:0:$((seed > 1 ? 5 : 99))}"; do
+      read -r setting command <<< "$line"
+      for task in Ant Humanoid; do
+        run "$setting@$start" "$task" "$seed" "$command" --init-log-std "$start"
+      done
+    done
+  done
+  for line in "${RANGE[@]}"; do
+    read -r setting command <<< "$line"
+    run "$setting@0" Ant "$seed" "$command"
+  done
+  for task in $SEVEN; do
+    for start in -0.5 -1 -1.5; do
+      run "clip-0.2@$start" "$task" "$seed" ppo_continuous.py --init-log-std "$start"
+    done
+  done
+done | python benchmark/launch.py "$@"
