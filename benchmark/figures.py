@@ -19,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
+from launch import git_commit  # noqa: E402
 from plots import plt, save  # noqa: E402
 
 import ppo_continuous as ppo  # noqa: E402
@@ -167,16 +168,16 @@ def main():
 Where the mean KL is about as large as in the paper. L^CLIP peaks at an E[KL] of {kl:.4f}; in the
 paper's Figure 2 it peaks at about 0.02. L^CPI has no such point: it goes on rising.
 
-![figure 2](figure2.png)
-
-Figure 2 of the paper: objectives on the straight line through the parameters before and after the
-first update. θ_new lies at λ = 1.
-
 | | λ | E[KL] | L^CLIP |
 | --- | ---: | ---: | ---: |
 | after the update, θ_new | 1 | {kl_there:.4f} | |
 | where L^CLIP is highest | {peak:.2f} | {kl:.4f} | {top:.4f} |
 | paper: where L^CLIP is highest, θ_new | 1 | about 0.02 | |
+
+![figure 2](figure2.png)
+
+Figure 2 of the paper: objectives on the straight line through the parameters before and after the
+first update. θ_new lies at λ = 1.
 
 ![figure 1](figure1.png)
 
@@ -190,7 +191,10 @@ where every update starts, r = 1.
 - `{command}`
 - {args.env_id}, seed {args.seed}, first update of a run with the script's defaults: 2048 steps, 10
   epochs, standardised advantages
+- commit {git_commit()}, PyTorch {torch.__version__}
 - numbers of figure 2: `figure2.csv`
+
+[All results](../README.md)
 """
     (OUT / "README.md").write_text(text)
     print(OUT / "README.md")

@@ -23,7 +23,7 @@ STYLE = {  # a hue and a dash for each family, darker for more of its parameter
     "adaptive-kl-0.03": ("#7A3B00", "--"), "fixed-kl-0.3": ("#E8A9CC", ":"),
     "fixed-kl-1": ("#CC6FA3", ":"), "fixed-kl-3": ("#943A6C", ":"), "fixed-kl-10": ("#4B1233", ":"),
 }  # fmt: skip
-FAMILIES = {"no-clip": "no clipping", "clip": "clipping, epsilon", "fixed-kl": "fixed KL, beta",
+FAMILIES = {"no-clip": "no clipping", "clip": "clipping, ε", "fixed-kl": "fixed KL, β",
             "adaptive-kl": "adaptive KL, d_targ (thin line)"}  # fmt: skip
 
 
@@ -64,24 +64,27 @@ def panel(ax, table, task, look, sweep, random=(), levels=()):
 
 
 def curves(path, sweep, column="return"):
-    """Learning curves, a panel a task; a row a family, with no clipping and 0.2 in every row."""
+    """Learning curves, a panel a task; rows for a family, with no clipping and 0.2 in each."""
     table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
     tasks, groups = sweep.tasks, groups if len(groups) > 2 else [""]
     lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
     across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
-    panels = len(tasks) + 1  # with one for the legend
-    columns = panels if groups[1:] else min(panels, 4 if panels < 9 else round(panels**0.5 + 0.49))
-    count = -(-panels // columns) * len(groups)
-    figure, axes = plt.subplots(count, columns, figsize=(3.2 * columns, 2.7 * count), squeeze=False)
-    for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, None])):
+    last = [None] * (len(look) + len(lines) > 1)  # the panel of the legend
+    panels = len(tasks) + len(last)
+    columns = 7 if panels > 8 else 3 if panels in (5, 6) else min(panels, 4)
+    count = -(-panels // columns)
+    last += [""] * (count * columns - panels)  # nothing
+    size = 2.6 * columns, 2.4 * count * len(groups)
+    figure, axes = plt.subplots(count * len(groups), columns, figsize=size, squeeze=False)
+    for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, *last])):
         shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "clip-0.2")]
         shown = {s: look[s] for s in shown}
         if task is None:
             names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
                      for s, x in (shown | across).items()]  # fmt: skip
             ax.legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
-        else:
+        elif task:
             levels, random = [x[task] for x in lines.values()], sweep.random if score else ()
             panel(ax, table, task, shown, sweep, random, levels)
             for name, x in lines.items():
@@ -128,7 +131,8 @@ def kl(path, sweep):
         for s in (s for s in look if family(s) == name):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
             low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
-            x, label = middle.index / 1e6, s.removeprefix(f"{name}-") if name else sweep.label[s]
+            short = name and s != name
+            x, label = middle.index / 1e6, s.removeprefix(f"{name}-") if short else sweep.label[s]
             ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.12, linewidth=0)
             ax.plot(x, middle, label=label, **look[s])
             if name == "adaptive-kl":

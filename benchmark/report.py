@@ -145,9 +145,9 @@ def cell(x, form=short, ends=" ({} to {})"):
     return str(x) if isinstance(x, str | int | np.integer) else "" if x != x else form(x)
 
 
-def markdown(head, rows):
-    """A Markdown table; all columns but the first are aligned to the right."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+def markdown(head, rows, texts=1):
+    """A Markdown table; all columns but the first, or the first texts, are aligned to the right."""
+    lines = [head, ["---"] * texts + ["---:"] * (len(head) - texts), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
@@ -172,10 +172,11 @@ def how(name, sweep):
     """How the runs were made, as a list."""
     runs = sweep.runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
-    lines = [f"`bash benchmark/{name.replace('-', '_')}.sh`"] * ("/" not in name)
+    sweep_file = f"SEEDS={runs['seed'].nunique()} bash benchmark/{name.replace('-', '_')}.sh"
+    lines = [f"`{sweep_file}`"] * ("/" not in name)
     lines = [", then ".join([*lines, f"`python benchmark/report.py {name.split('/')[0]}`"])]
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
-    lines += [f"the first: `{runs['command'].iloc[0]}`"]
+    lines += [f"the first: `{runs['command'].iloc[0].split(' --run-dir')[0]}`"]
     for title, column in (("commit", "git_commit"), ("on", "machine"), ("with", "versions")):
         found = " / ".join(sorted(set(runs[column].dropna()))) or "a machine not recorded"
         lines += [f"{title} {found}"]
@@ -195,7 +196,7 @@ def by_algorithm(sweep):
             columns[f"{name}, {title}"] = means.reindex(sweep.tasks)
         columns[f"{name}, seeds"] = x.map(len).reindex(sweep.tasks)
     columns |= dict(sweep.others)
-    if len(sweep.label) == 1:
+    if len(sweep.label) == 1 and sweep.runs["seed"].nunique() > 1:
         columns["median"] = sweep.table().iloc[0].map(np.median)
         columns["each seed"] = [", ".join(map(short, x)) for x in sweep.table().iloc[0]]
     return table(columns, sweep.tasks, short)
@@ -219,7 +220,7 @@ def statistics(sweep):
     wanted = dict(mean=stats.mean_scores, iqm=stats.iqm_scores, pairs=stats.all_pairs)
     column = known("paper_table1", "setting")["score"].reindex(list(sweep.label))
     rows = np.flatnonzero(column.notna())
-    if len(rows) > 2:
+    if len(rows) > 4:
         wanted["rank"] = lambda x: [stats.spearman(stats.mean_scores(x)[rows], column.dropna())]
     found, rng = [], np.random.default_rng(0)
     for metric, best in (("score", np.max), ("score", np.mean), ("score_all", np.max)):
@@ -259,8 +260,9 @@ def told_apart(sweep):
     pairs = statistics(sweep)[3]
     found = {(sweep.label[a], sweep.label[b]): p for (a, b), p in pairs.items() if p[1] > 0.5}
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5."
-    columns = {"B": [b for _, b in found], "P(A beats B)": found.values()}
-    return f"{text}\n\n{table(columns, [a for a, _ in found], corner='A')}"
+    text += " They are not corrected: by chance, one in twenty would.\n\n"
+    rows = [[a, b, cell(p, "{:.3f}".format)] for (a, b), p in found.items()]
+    return text + markdown(["A", "B", "P(A beats B)"], rows, texts=2)
 
 
 def kl(sweep):
@@ -286,8 +288,9 @@ def differences(sweep):
         found = [stats.difference(*x.to_numpy(), sweep.random[x.columns]) for x in tables]
         tasks = tables[0].columns if s != base else []
         for i, task in enumerate(tasks):
-            rows.append([f"{name}, {task}", len(tables[0].loc[s, task]), *(x[i] for x, _ in found)])
-        rows += [[f"**{name}, mean**", "", *(mean for _, mean in found)]] * len(tasks[:1])
+            each = (x[i] if len(tasks) > 1 else mean for x, mean in found)
+            rows.append([f"{name}, {task}", len(tables[0].loc[s, task]), *each])
+        rows += [[f"**{name}, mean**", "", *(mean for _, mean in found)]] * (len(tasks) > 1)
     text = f"Difference to {sweep.label[base]}, in units of its score less the random policy's."
     rows = ([cell(x, form) for x in row] for row in rows)
     return f"{text}\n\n{markdown(['', 'seeds', *METRICS.values()], rows)}"

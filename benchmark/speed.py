@@ -39,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from launch import cores, git_commit, machine
+from report import cell, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).with_name("peers.py")
@@ -258,15 +259,8 @@ def environment_alone(task, args, cwd):
 
 def table(data):
     """In Markdown; data: a DataFrame whose texts stand as they are."""
-
-    def cell(x):
-        if isinstance(x, str):
-            return x
-        return "" if pd.isna(x) else f"{x:,.{0 if abs(x) > 99 else 1}f}"
-
     rows = [list(map(cell, row)) for row in data.itertuples(index=False)]
-    rule = ["---" if data[x].dtype.kind not in "fi" else "--:" for x in data]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(data), rule, *rows]) + "\n"
+    return markdown(list(data), rows, texts=sum(kind.kind not in "fi" for kind in data.dtypes))
 
 
 def tables(data):

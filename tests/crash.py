@@ -41,6 +41,10 @@ from typing import NamedTuple
 import torch
 from conftest import ROOT, Program, results, rows, snapshot
 
+sys.path.insert(0, str(ROOT / "benchmark"))
+from launch import git_commit  # noqa: E402
+from report import markdown  # noqa: E402
+
 COMMANDS = {
     "ppo_continuous.py": "--env-id Hopper --total-timesteps 16384 --num-steps 256"
     " --minibatch-size 8",
@@ -355,21 +359,14 @@ def cost(script, scratch):
     return [script, f"{1000 * each:.1f} ms", every, f"{share:.2%}", f"{seconds:.1f} s"]
 
 
-def table(head, rows):
-    """In Markdown; the first column is text."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
 HEAD = ["script", "fault", "injected", "while a file was replaced", "runs", "survived"]
 
 
-def count(outcomes):
-    """A row of HEAD for each script and fault, and one of all."""
+def count(outcomes, key):
+    """A row for each key(outcome): the key, then the numbers of HEAD."""
     groups = {}
     for outcome in outcomes:
-        groups.setdefault(outcome[:2], []).append(outcome)
-    groups["**all**", ""] = outcomes
+        groups.setdefault(key(outcome), []).append(outcome)
     return [
         [*key, sum(x.injected for x in group), sum(x.replacing for x in group),
          len(group), sum(not x.wrong for x in group)]
@@ -379,25 +376,38 @@ def count(outcomes):
 
 def page(args, outcomes, costs, seconds):
     """The text of README.md."""
+    faults, replacing, runs, survived = count(outcomes, lambda x: ())[0]
+    kills = sum(x.injected for x in outcomes if x.fault == "SIGKILL")
+    answer = "Yes" if survived == runs else f"Not always: {runs - survived} of {runs} runs did not"
     wrong = [f"- {x.script}, {x.fault}: {text}\n" for x in outcomes for text in x.wrong]
-    describe = "git describe --always --dirty --abbrev=40 --exclude='*'"
-    git = subprocess.run(describe, shell=True, text=True, cwd=ROOT, capture_output=True)
+    by_fault = count(outcomes, lambda x: (x.fault,))
+    by_fault.append(["**all**", faults, replacing, runs, survived])
     cost_head = ["script", "a checkpoint", "every (iterations)", "share of the run", "to resume"]
     return f"""# Does a run survive being killed?
 
-{table(HEAD, count(outcomes))}
-Survived: runs that ended, said and kept what `tests/crash.py` says they must, and then, asked to go
-on, ended with the bytes of a run that nothing happened to.
+{answer}. {faults} faults were injected into {runs} runs of {len(args.scripts)} scripts. {kills} were SIGKILL,
+{replacing} of all while a file was being replaced.
 
-{"".join(wrong) or "No differences were found."}
+{markdown(HEAD[1:], by_fault)}
+A run *survived* if it ended, said and kept what `tests/crash.py` says it must. It was then asked to
+go on, and ended with the bytes of a run that nothing happened to.
 
-What it costs, in runs of their own: a checkpoint, at the default interval; and to resume, from the
-start of the process to the end of the first iteration.
+{"".join(wrong) or "Nothing differed."}
 
-{table(cost_head, costs)}
+## How it was made
+
 - `python tests/crash.py --runs {args.runs} --workers {args.workers}`, {date.today()},
-  {seconds / 60:.0f} minutes, commit {git.stdout.strip() or "unknown"}
+  {seconds / 60:.0f} minutes, commit {git_commit() or "unknown"}
 - Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores
+- every script and fault: `faults.csv`
+
+## What it costs
+
+Runs of their own with the default interval. To resume: from the start of the process to the end of
+the first iteration.
+
+{markdown(cost_head, costs)}
+[All results](../README.md)
 """
 
 
@@ -417,7 +427,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "README.md").write_text(text := page(args, outcomes, costs, time.time() - start))
     with open(args.out / "faults.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([HEAD, *count(outcomes)[:-1]])
+        csv.writer(file, lineterminator="\n").writerows([HEAD, *count(outcomes, lambda x: x[:2])])
     print(text)
     return 1 if any(x.wrong for x in outcomes) else 0
 
