@@ -36,8 +36,8 @@ import time
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, suppress
-from copy import copy, deepcopy
+from contextlib import closing, redirect_stderr, suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
 from importlib.metadata import distributions
@@ -98,13 +98,8 @@ class Advantages:
     norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # (+) standardise advantages over it
     bootstrap_truncated: bool = True  # (+) where a time limit cuts a game, add gamma V(s_T)
 
-    @property
-    def batch_size(self):
-        return self.num_envs * self.num_steps
-
-    @property
-    def num_iterations(self):
-        return self.total_timesteps // self.batch_size
+    batch_size = property(lambda self: self.num_envs * self.num_steps)
+    num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
 
 
 @dataclass
@@ -128,7 +123,7 @@ class Ppo:
 
 
 @dataclass
-class Args(Ppo, Advantages, Common):
+class Args(Ppo, Advantages, Common):  # a new flag goes into one of these
     def __post_init__(self):
         check_numbers(self)
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
@@ -306,7 +301,7 @@ def train(args, envs, run):
                 break
 
         row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()))
-        unexplained = (value_targets - batch.values).var() / value_targets.var()
+        unexplained = (value_targets - batch.values).var() / value_targets.var().clamp(min=1e-12)
         row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
         del batch, columns  # whose memory the next rollout takes
@@ -331,9 +326,9 @@ class Adam(nn.Module):
     def __init__(self, parameters, eps):
         super().__init__()
         self.eps, self.ascending = eps, list(parameters)
-        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in self.ascending]
-        self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(deepcopy(zeros))
-        self.register_buffer("t", torch.zeros((), device=zeros[0].device))
+        self.means = nn.ParameterList(map(torch.zeros_like, self.ascending)).requires_grad_(False)
+        self.squares = deepcopy(self.means)
+        self.t = nn.Buffer(torch.zeros((), device=self.means[0].device))
 
     @torch.no_grad()
     def step(self, learning_rate):
@@ -341,9 +336,8 @@ class Adam(nn.Module):
         self.t += 1
         gradients, steps = [p.grad for p in self.ascending], [self.t] * len(self.ascending)
         torch._fused_adam_(
-            self.ascending, gradients, [*self.means], [*self.squares], [], steps,
-            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,  # (+) eps
-            weight_decay=0.0, amsgrad=False, maximize=True,
+            self.ascending, gradients, [*self.means], [*self.squares], [], steps, lr=learning_rate,
+            beta1=0.9, beta2=0.999, eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
 
 
@@ -435,7 +429,7 @@ class Stop(Exception):
 
 
 def show(line, file=1):
-    """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
+    """Prints. Never fails, even after Ctrl-C has ended the `tee` that it is piped to."""
     with suppress(OSError):
         os.write(file, f"{line}\n".encode(errors="surrogateescape"))
 
@@ -673,7 +667,8 @@ class Run:
         self.args, self.script, self.sources = args, Path(script).name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
         self.saved_args, self.summary, self.files, self.state = {}, {}, {}, {}
-        self.rows = {"metrics.csv": [], "episodes.csv": []}
+        header = "global_step,episodic_return,episodic_length\n"
+        self.rows = {"metrics.csv": [], "episodes.csv": [header]}
         self.seconds = self.last_step = 0
         self.exit_code = None  # that a signal asks for
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
@@ -761,7 +756,7 @@ class Run:
     def write(self, name, data):
         """Replaces a file by tensors (*.pt), bytes or JSON; on any fault the old one stays."""
         if name.endswith(".pt"):
-            torch.save(data, content := BytesIO())  # whose own error is unclear on a full disk
+            torch.save(data, content := BytesIO())  # its own error is unclear on a full disk
             data = content.getbuffer()
         elif not isinstance(data, bytes):
             data = json.dumps(data, indent=1).encode()
@@ -794,8 +789,6 @@ class Run:
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
-        if not self.rows["episodes.csv"]:
-            self.add("episodes.csv", "global_step", "episodic_return", "episodic_length")
         self.last_time = time.perf_counter()
         return iteration
 
@@ -809,13 +802,12 @@ class Run:
         return float(np.mean(returns)) if returns else math.nan
 
     def check(self, iteration, **parts):
-        """Raises Stop(3), naming the first tensor, of these or in a module, that is not finite."""
-        for name, part in parts.items():
-            inside = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+        """Raises Stop(3), naming the first tensor of these that is not finite; ends the rollout."""
+        for name, x in parts.items():
+            inside = x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
             for key, nested in inside.items():
-                if not all(torch.isfinite(torch.as_tensor(x)).all() for x in tree_leaves(nested)):
-                    name = f"{name}.{key}" if key else name
-                    raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+                if not all(torch.isfinite(torch.as_tensor(y)).all() for y in tree_leaves(nested)):
+                    raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
         self.last_check = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -823,13 +815,12 @@ class Run:
 
         Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
         """
-        args, now, rollout_end = self.args, time.perf_counter(), self.last_check
+        args, now, middle = self.args, time.perf_counter(), self.last_check
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
         self.check(iteration, **metrics, **modules)
         self.seconds += now - self.last_time
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
-        row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
-        row |= metrics
+        row |= dict(rollout_seconds=middle - self.last_time, update_seconds=now - middle, **metrics)
         if not self.rows["metrics.csv"]:
             self.add("metrics.csv", *row)
         self.add("metrics.csv", *row.values())
@@ -866,12 +857,11 @@ class Run:
         """Writes summary.json."""
         step, episodes = self.state["envs"].global_step, len(self.rows["episodes.csv"]) - 1
         scores = [x if math.isfinite(x) else None for x in (self.score(), self.score(episodes))]
-        summary = dict(
+        self.write("summary.json", dict(
             status=status, score=scores[0], score_all=scores[1], episodes=episodes,
             global_step=step, seconds=self.seconds, sps=step / max(self.seconds, 1e-9),
             restarted_episodes=self.state["envs"].num_restarts, **more,
-        )  # fmt: skip
-        self.write("summary.json", summary)
+        ))  # fmt: skip
         show(f"{status}: score {self.score():.2f}, {episodes} episodes, {self.args.run_dir}")
 
     def fail(self, error):
@@ -890,8 +880,7 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     A film shows every second step, at most 500 of them: 67 seconds. An emulator of its own plays
     the same game for it, in the colours and size that people see.
     """
-    args = copy(args)  # replace() would ask whether one game makes a batch
-    args.seed, args.num_envs = seed, 1
+    args = SimpleNamespace(**vars(args) | dict(num_envs=1, seed=seed))
     device, rng = next(agent.parameters()).device, np.random.default_rng((seed, 1))
     frames, games = [], Games(args, slice(0, 1))
     camera = Games(args, slice(0, 1), video=True) if video else None
@@ -929,9 +918,8 @@ def evaluate(args, policy):
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
-        env = make_env(run_args, args.capture_video)
-        env.close()
-        agent = policy(*sizes(env), run_args)
+        with closing(make_env(run_args, args.capture_video)) as env:
+            agent = policy(*sizes(env), run_args)
         shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
         if shapes[0] != shapes[1]:
             raise ValueError(f"its agent is not for {run_args.env_id}")
@@ -1004,7 +992,7 @@ def parse(argv, flags, script, doc):
             if not exit.code:
                 raise
             text = " ".join(re.findall("\n│([^─\n]+)│", stderr.getvalue()))  # of tyro's box
-            raise Stop(2, text.split("For full helptext")[0]) from None
+            raise Stop(2, text.split("For full helptext")[0] or stderr.getvalue()) from None
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
 

@@ -33,7 +33,7 @@ import time
 import traceback
 import warnings
 from contextlib import closing, nullcontext, redirect_stderr, suppress
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
 from importlib.metadata import distributions
@@ -93,13 +93,8 @@ class Advantages:
     init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # (+) kind of initial weights
     init_log_std: float = 0.0  # (+) the policy's log standard deviation at the start
 
-    @property
-    def batch_size(self):
-        return self.num_envs * self.num_steps
-
-    @property
-    def num_iterations(self):
-        return self.total_timesteps // self.batch_size
+    batch_size = property(lambda self: self.num_envs * self.num_steps)
+    num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
 
 
 @dataclass
@@ -124,7 +119,7 @@ class Ppo:
 
 
 @dataclass
-class Args(Ppo, Advantages, Common):
+class Args(Ppo, Advantages, Common):  # a new flag goes into one of these
     def __post_init__(self):
         check_numbers(self)
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
@@ -320,7 +315,7 @@ def train(args, envs, run):
             agent.obs_moments.update(batch.obs)
 
         row = dict(zip(METRICS, np.mean(metrics, 0).tolist()), final_kl=final_kl)
-        unexplained = (value_targets - values).var() / value_targets.var()
+        unexplained = (value_targets - values).var() / value_targets.var().clamp(min=1e-12)
         row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
         row["kl_coef"] = kl_coef
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
@@ -340,9 +335,9 @@ class Adam(nn.Module):
     def __init__(self, parameters, eps):
         super().__init__()
         self.eps, self.ascending = eps, list(parameters)
-        zeros = [nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in self.ascending]
-        self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(deepcopy(zeros))
-        self.register_buffer("t", torch.zeros((), device=zeros[0].device))
+        self.means = nn.ParameterList(map(torch.zeros_like, self.ascending)).requires_grad_(False)
+        self.squares = deepcopy(self.means)
+        self.t = nn.Buffer(torch.zeros((), device=self.means[0].device))
 
     @torch.no_grad()
     def step(self, learning_rate):
@@ -350,9 +345,8 @@ class Adam(nn.Module):
         self.t += 1
         gradients, steps = [p.grad for p in self.ascending], [self.t] * len(self.ascending)
         torch._fused_adam_(
-            self.ascending, gradients, [*self.means], [*self.squares], [], steps,
-            lr=learning_rate, beta1=0.9, beta2=0.999, eps=self.eps,  # (+) eps
-            weight_decay=0.0, amsgrad=False, maximize=True,
+            self.ascending, gradients, [*self.means], [*self.squares], [], steps, lr=learning_rate,
+            beta1=0.9, beta2=0.999, eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
 
 
@@ -373,15 +367,13 @@ def mlp(inputs, outputs, init, last_gain):
 
 
 class RunningMeanStd(nn.Module):
-    """(+) Running mean and std of vectors [size], a batch at a time (Chan et al. 1979)."""
+    """(+) Running mean and std, at least min_std, of vectors [size], by batches (Chan 1979)."""
 
     def __init__(self, *size, min_std=0.1):  # the floor of the 2017 code
         super().__init__()
         self.min_std = min_std
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("var", torch.ones(size))
-        self.register_buffer("std", torch.ones(size))  # at least min_std
-        self.register_buffer("count", torch.zeros(()))
+        self.mean, self.count = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.zeros(()))
+        self.var, self.std = nn.Buffer(torch.ones(size)), nn.Buffer(torch.ones(size))
 
     def update(self, batch):
         """Takes in batch [..., size]."""
@@ -416,14 +408,14 @@ class Stop(Exception):
 
 
 def show(line, file=1):
-    """Prints. A run goes on where nobody reads, as when Ctrl-C ends its `| tee log`, too."""
+    """Prints. Never fails, even after Ctrl-C has ended the `tee` that it is piped to."""
     with suppress(OSError):
         os.write(file, f"{line}\n".encode(errors="surrogateescape"))
 
 
 def resolve(name):
     """The registered id that name means: exact but for case, else its -v4, else its newest."""
-    ids = {env_id.lower(): env_id for env_id in gym.registry if env_id != "Pusher-v4"}  # MuJoCo 2's
+    ids = {x.lower(): x for x in gym.registry if x != "Pusher-v4"}  # which needs MuJoCo 2
     guesses = [name.lower(), *(f"{name.lower()}-v{i}" for i in (4, *reversed(range(10))))]
     return next((ids[guess] for guess in guesses if guess in ids), name)
 
@@ -449,7 +441,7 @@ def make_env(args, video=False):
             if np.shape(x) != shape or not np.isfinite(x).all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
         if video:
-            if hasattr(env.unwrapped, "model"):  # of MuJoCo: without a GPU ten times as fast
+            if hasattr(getattr(env.unwrapped, "model", None), "vis"):  # MuJoCo: ten times as fast
                 env.unwrapped.model.vis.quality.offsamples = 0
                 env.unwrapped.model.vis.quality.shadowsize = 0
             if np.ndim(env.render()) != 3 or not env.metadata.get("render_fps", 30) > 0:
@@ -470,15 +462,12 @@ class Envs:
 
     def __init__(self, args, on_episode, video=False):
         N = args.num_envs
-        self.args, self.on_episode = args, on_episode
-        self.gamma = getattr(args, "gamma", 1.0)  # of discounted returns
-        self.global_step = 0
-        self.num_restarts = 0  # of episodes that did not repeat themselves on resuming
+        self.args, self.on_episode, self.gamma = args, on_episode, getattr(args, "gamma", 1.0)
+        self.global_step = self.num_restarts = 0  # restarts of episodes that did not repeat
         self.steps = []  # (reward, discounted return, done) since pop_steps()
         self.truncations = []  # (t, n, final obs) since then
         self.episode = [-1] * N
-        self.episode_return = [0.0] * N
-        self.discounted_return = [0.0] * N
+        self.episode_return, self.discounted_return = [0.0] * N, [0.0] * N
         self.actions = [bytearray() for _ in range(N)]  # of the episode so far, as float32
         self.envs = []
         try:
@@ -549,11 +538,10 @@ class Envs:
 
     def pop_steps(self):
         """Of the steps since the last call: rewards, returns, dones [T, N], and truncations."""
-        steps = torch.tensor(np.array(self.steps, self.obs.dtype).T.copy())
+        steps, self.steps = torch.tensor(np.array(self.steps, self.obs.dtype).T.copy()), []
+        truncations, self.truncations = self.truncations, []
         rewards, returns, dones = steps.view(3, -1, len(self.envs))
-        popped = dict(rewards=rewards, returns=returns, dones=dones, truncations=self.truncations)
-        self.steps, self.truncations = [], []
-        return popped
+        return dict(rewards=rewards, returns=returns, dones=dones, truncations=truncations)
 
     def state_dict(self):
         names = "global_step", "num_restarts", "episode", "episode_return"
@@ -586,7 +574,8 @@ class Run:
         self.args, self.script, self.sources = args, Path(script).name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
         self.saved_args, self.summary, self.files, self.state = {}, {}, {}, {}
-        self.rows = {"metrics.csv": [], "episodes.csv": []}
+        header = "global_step,episodic_return,episodic_length\n"
+        self.rows = {"metrics.csv": [], "episodes.csv": [header]}
         self.seconds = self.last_step = 0
         self.exit_code = None  # that a signal asks for
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
@@ -674,7 +663,7 @@ class Run:
     def write(self, name, data):
         """Replaces a file by tensors (*.pt), bytes or JSON; on any fault the old one stays."""
         if name.endswith(".pt"):
-            torch.save(data, content := BytesIO())  # whose own error is unclear on a full disk
+            torch.save(data, content := BytesIO())  # its own error is unclear on a full disk
             data = content.getbuffer()
         elif not isinstance(data, bytes):
             data = json.dumps(data, indent=1).encode()
@@ -707,8 +696,6 @@ class Run:
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
-        if not self.rows["episodes.csv"]:
-            self.add("episodes.csv", "global_step", "episodic_return", "episodic_length")
         self.last_time = time.perf_counter()
         return iteration
 
@@ -722,13 +709,12 @@ class Run:
         return float(np.mean(returns)) if returns else math.nan
 
     def check(self, iteration, **parts):
-        """Raises Stop(3), naming the first tensor, of these or in a module, that is not finite."""
-        for name, part in parts.items():
-            inside = part.state_dict() if isinstance(part, nn.Module) else {"": part}
+        """Raises Stop(3), naming the first tensor of these that is not finite; ends the rollout."""
+        for name, x in parts.items():
+            inside = x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
             for key, nested in inside.items():
-                if not all(torch.isfinite(torch.as_tensor(x)).all() for x in tree_leaves(nested)):
-                    name = f"{name}.{key}" if key else name
-                    raise Stop(3, f"diverged in iteration {iteration}: {name} is not finite")
+                if not all(torch.isfinite(torch.as_tensor(y)).all() for y in tree_leaves(nested)):
+                    raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
         self.last_check = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -736,13 +722,12 @@ class Run:
 
         Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
         """
-        args, now, rollout_end = self.args, time.perf_counter(), self.last_check
+        args, now, middle = self.args, time.perf_counter(), self.last_check
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
         self.check(iteration, **metrics, **modules)
         self.seconds += now - self.last_time
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
-        row |= dict(rollout_seconds=rollout_end - self.last_time, update_seconds=now - rollout_end)
-        row |= metrics
+        row |= dict(rollout_seconds=middle - self.last_time, update_seconds=now - middle, **metrics)
         if not self.rows["metrics.csv"]:
             self.add("metrics.csv", *row)
         self.add("metrics.csv", *row.values())
@@ -779,12 +764,11 @@ class Run:
         """Writes summary.json."""
         step, episodes = self.state["envs"].global_step, len(self.rows["episodes.csv"]) - 1
         scores = [x if math.isfinite(x) else None for x in (self.score(), self.score(episodes))]
-        summary = dict(
+        self.write("summary.json", dict(
             status=status, score=scores[0], score_all=scores[1], episodes=episodes,
             global_step=step, seconds=self.seconds, sps=step / max(self.seconds, 1e-9),
             restarted_episodes=self.state["envs"].num_restarts, **more,
-        )  # fmt: skip
-        self.write("summary.json", summary)
+        ))  # fmt: skip
         show(f"{status}: score {self.score():.2f}, {episodes} episodes, {self.args.run_dir}")
 
     def fail(self, error):
@@ -803,8 +787,7 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     A film has at most 500 frames.
     """
     returns, frames, rng = [], [], np.random.default_rng((seed, 1))
-    args = copy(args)
-    args.num_envs, args.seed = 1, seed
+    args = SimpleNamespace(**vars(args) | dict(num_envs=1, seed=seed))
     with closing(Envs(args, lambda step, score, length: returns.append(score), video)) as envs:
         fps = envs.envs[0].metadata.get("render_fps", 30)
         every = max(1, round(fps / 25))
@@ -830,9 +813,8 @@ def evaluate(args, policy):
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
-        env = make_env(run_args, args.capture_video)
-        env.close()
-        agent = policy(*sizes(env), run_args)
+        with closing(make_env(run_args, args.capture_video)) as env:
+            agent = policy(*sizes(env), run_args)
         shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
         if shapes[0] != shapes[1]:
             raise ValueError(f"its agent is not for {run_args.env_id}")
@@ -879,8 +861,7 @@ def sources(script):
 LIMITS = dict(
     seed=(0, 2**53), num_threads=(0, 1024), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
     init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12), kl_tolerance=(1, 1e12),
-    kl_factor=(1.000001, 1e12),
-)  # fmt: skip
+    kl_factor=(1.000001, 1e12))  # fmt: skip
 
 
 def check_numbers(args):
@@ -911,7 +892,7 @@ def parse(argv, flags, script, doc):
             if not exit.code:
                 raise
             text = " ".join(re.findall("\n│([^─\n]+)│", stderr.getvalue()))  # of tyro's box
-            raise Stop(2, text.split("For full helptext")[0]) from None
+            raise Stop(2, text.split("For full helptext")[0] or stderr.getvalue()) from None
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
 
@@ -994,17 +975,16 @@ class Replay:
     def __init__(self, enabled, function, *inputs):
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
-        self.function, self.enabled, self.operations = function, enabled, []
+        self.function, self.enabled, self.operations, self.state = function, enabled, [], {}
         self.calls = self.mismatch = 0
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
-        owners = getattr(function, "__self__", None), *getattr(function, "args", ())
-        modules = enumerate(x for x in owners if isinstance(x, nn.Module))
-        states = {f"{type(x).__name__.lower()}{i or ''}": x.state_dict() for i, x in modules}
-        self.state = {f"{m}.{k}": x for m, state in states.items() for k, x in state.items()}
+        call = partial(function)  # of a method or of another partial, too
+        owners = getattr(call.func, "__self__", None), *call.args, *call.keywords.values()
+        for i, x in enumerate(x for x in owners if isinstance(x, nn.Module)):
+            self.state |= x.state_dict(prefix=f"{type(x).__name__.lower()}{i or ''}.")
         if enabled:
-            recorder = Recorder(self.operations, (self.inputs, self.state))
-            self.result = self.try_out(recorder)[2].numpy()
+            self.result = self.try_out(Recorder(self))[2].numpy()
 
     def __call__(self, *inputs):
         for array, x in zip(self.arrays, inputs):
@@ -1012,7 +992,7 @@ class Replay:
                 array[...] = x
         if not self.enabled:
             return self.function(*self.inputs).detach().numpy()
-        self.calls += 1
+        self.calls += 1  # compared: 1, 2, 4, 8, ...
         compares = self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1
         expected = self.try_out(nullcontext()) if compares else None
         for operation in self.operations:
@@ -1055,21 +1035,19 @@ class Replay:
 
 
 def kind(name):
-    """What is compared together: "adam.means" of "adam.means.3", "agent" of "agent.log_std"."""
+    """What is compared together: "adam1.means" of "adam1.means.3", "agent" of "agent.log_std"."""
     return name.rpartition(".")[0] if name[-1].isdigit() else name.split(".")[0]
 
 
 class Recorder(TorchDispatchMode):
-    """Puts into operations what repeats those that are called while it is on.
-
-    varying are the addresses of tensors that change between calls, and of what depends on them.
-    """
+    """Puts into replay.operations what repeats the operations that are called while it is on."""
 
     _should_skip_dynamo = classmethod(lambda cls: False)  # to import that takes 1 s and 70 MiB
 
-    def __init__(self, operations, tensors):
+    def __init__(self, replay):
         super().__init__()
-        self.operations, self.varying = operations, addresses(tensors)
+        self.operations = replay.operations
+        self.varying = addresses((replay.inputs, replay.state))  # and of what depends on these
 
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
         kwargs, name, tags, Tag = kwargs or {}, target.name(), set(target.tags), torch.Tag
@@ -1137,38 +1115,30 @@ SAME = dict(
     gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and, lt=np.less,
     maximum=lambda x, y, out: np.maximum(x, y, out=out), mul=np.multiply, neg=np.negative,
     minimum=lambda x, y, out: np.minimum(x, y, out=out), reciprocal=np.reciprocal,
-    sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh,
-)  # fmt: skip
+    sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh)  # fmt: skip
 NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's function, *arguments)]
     "_to_copy": lambda out, x: [(np.copyto, out, x)],
     "addmm": lambda out, b, x, w: [(dot, fast(x), w, fast(out)), (np.add, out, b, out)],
     "clamp": lambda out, x, low=None, high=None: [
         (SAME["maximum"], x, -np.inf if low is None else low, out),
-        (SAME["minimum"], out, np.inf if high is None else high, out),
-    ],
+        (SAME["minimum"], out, np.inf if high is None else high, out)],
     "expand": lambda out, x, *_: [(np.copyto, out, x)],
     "linalg_vector_norm": lambda out, x, *p: p == (2,) and x.flags.c_contiguous and [
-        (dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out),
-    ],
+        (dot, x.reshape(-1), x.reshape(-1), out), (np.sqrt, out, out)],
     "masked_fill_.Scalar": lambda out, x, mask, y: [(np.copyto, out, y, "same_kind", mask)],
     "mean": lambda out, *x: [  # not all in out: in place an operation on a number is slow
-        *total(sum := np.empty_like(out), *x), (np.divide, sum, x[0].size / out.size, out),
-    ],
+        *total(sum := np.empty_like(out), *x), (np.divide, sum, x[0].size / out.size, out)],
     "mm": lambda out, x, w: [(dot, fast(x), w, fast(out))],
     "pow.Tensor_Scalar": lambda out, x, y: y in (1, 2) and [
-        (np.square if y == 2 else np.positive, x, out),
-    ],
+        (np.square if y == 2 else np.positive, x, out)],
     "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],
     "stack": lambda out, xs, dim=0: [
-        (np.copyto, np.moveaxis(out, dim, 0)[i, ...], x) for i, x in enumerate(xs)
-    ],
+        (np.copyto, np.moveaxis(out, dim, 0)[i, ...], x) for i, x in enumerate(xs)],
     "sum": total,
     "tanh_backward": lambda out, g, y: [
-        (np.square, y, out), (np.subtract, 1, out, out), (np.multiply, g, out, out),
-    ],
+        (np.square, y, out), (np.subtract, 1, out, out), (np.multiply, g, out, out)],
     "where.self": lambda out, mask, x, y: [
-        (np.copyto, out, y), (np.copyto, out, x, "same_kind", mask),
-    ],
+        (np.copyto, out, y), (np.copyto, out, x, "same_kind", mask)],
 }  # fmt: skip
 NUMPY |= {name: lambda out, *xs, f=f: [(f, *xs, out)] for name, f in SAME.items()}
 

@@ -385,8 +385,8 @@ def page(args, outcomes, costs, seconds):
     cost_head = ["script", "a checkpoint", "every (iterations)", "share of the run", "to resume"]
     return f"""# Does a run survive being killed?
 
-{answer}. {faults} faults were injected into {runs} runs of {len(args.scripts)} scripts. {kills} were SIGKILL,
-{replacing} of all while a file was being replaced.
+{answer}. {faults} faults were injected into {runs} runs of {len(args.scripts)} scripts.
+{kills} were SIGKILL, {replacing} of all while a file was being replaced.
 
 {markdown(HEAD[1:], by_fault)}
 A run *survived* if it ended, said and kept what `tests/crash.py` says it must. It was then asked to

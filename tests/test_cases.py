@@ -111,6 +111,20 @@ def test_environment_that_cannot_be_closed_ends_no_run(script, tmp_path):
     assert status(tmp_path / "cwd/run") == "finished"
 
 
+@every_script
+def test_value_targets_that_are_all_equal_are_no_divergence(script, tmp_path):
+    """Their variance is 0, and nothing of it can be explained."""
+    ended(Program(script, tmp_path / "cwd", *few("PaysNothing", "--gamma", 0)), 0, "finished")
+    for row in rows(tmp_path / "cwd/run/metrics.csv"):
+        assert float(row["explained_variance"]) <= 1
+
+
+@every_script
+def test_an_environment_with_a_model_of_its_own_is_filmed(script, tmp_path):
+    ended(Program(script, tmp_path / "cwd", *few("Model", "--capture-video")), 0, "finished")
+    assert list((tmp_path / "cwd/run/videos").glob("*.gif"))
+
+
 # Paths do not follow the environment's os.chdir
 
 

@@ -100,6 +100,14 @@ def test_bad_input_is_refused_in_one_line(script, flags, words, tmp_path):
 
 
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+def test_bad_input_is_named_where_no_box_can_be_drawn(script, tmp_path):
+    before = "import sys; sys.stdout.reconfigure(encoding='ascii')"
+    program = Program(script, tmp_path / "cwd", "--env-idd", "Hopper", before=before)
+    assert program.wait(timeout=10) == 2
+    assert "--env-idd" in program.err and program.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_help_explains_every_flag(script, tmp_path):
     """In a box for each group, and says where the defaults come from."""
     program = Program(script, tmp_path / "cwd", "--help")

@@ -303,6 +303,22 @@ def test_a_changed_copy_runs_or_says_why_not(script, name, tmp_path):
         assert Program(copy, tmp_path / "cwd2", *argv, "--no-compile").wait() == 0
 
 
+def test_a_module_given_by_name_is_found():
+    """As one that is given by position."""
+
+    def step(x, agent):
+        with torch.no_grad():
+            agent.log_std += x.mean()
+        return agent.log_std.sum()
+
+    _, agent, _ = learner(ppo)
+    before = agent.log_std.detach().clone()
+    replay = ppo.Replay(True, partial(step, agent=agent), ppo.zeros(4))
+    for i in range(1, 6):
+        replay(np.ones(4))
+        torch.testing.assert_close(agent.log_std.detach(), before + i)
+
+
 def test_two_modules_of_a_kind_are_both_put_back():
     """As an agent and its average: recording and comparing leave either as it was."""
 

@@ -19,6 +19,7 @@ import ppo_continuous as ppo
 
 sys.path.append(str(ROOT / "benchmark/rivals"))
 import a2c
+import actor_critic
 import cem
 import trpo
 import vpg
@@ -222,7 +223,7 @@ def test_values_are_fitted_to_their_targets():
 def test_rmsprop_is_tensorflows():
     rng = np.random.default_rng(1)
     p = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-    rmsprop, w, square = a2c.RMSProp([p]), p.detach().numpy().astype(float), np.ones(3)
+    rmsprop, w, square = actor_critic.RMSProp([p]), p.detach().numpy().astype(float), np.ones(3)
     for _ in range(5):
         g = rng.normal(0, 2, 3)
         p.grad = torch.tensor(g, dtype=torch.float32)
@@ -246,27 +247,28 @@ def test_projection_is_the_optimum():
     torch.manual_seed(1)
     g, k = torch.randn(2, 50, 4, dtype=torch.float64)
     for delta in (0.0, 0.5, 5.0):
-        z = a2c.project(g, k, delta)
+        z = actor_critic.project(g, k, delta)
         inside = (k * g).sum(-1) <= delta
         assert inside.any() and (delta == 5 or not inside.all())
         assert torch.equal(z[inside], g[inside])
         for z_i, g_i, k_i in zip(z, g, k):
             np.testing.assert_allclose(z_i, closest(g_i, k_i, delta), atol=1e-8)
-    assert torch.equal(a2c.project(g, 0 * k, 1.0), g) and torch.equal(a2c.project(g, 0 * k, 0.0), g)
+    assert torch.equal(actor_critic.project(g, 0 * k, 1.0), g)
+    assert torch.equal(actor_critic.project(g, 0 * k, 0.0), g)
 
 
 @pytest.mark.parametrize("delta", [None, 1e9, 0.05, 0.0])
 def test_trust_region_changes_the_gradient_of_each_sample(delta):
     """That of the policy's parameters is the mean over samples of J^T z, in closed form."""
-    agent, average = agent_of(hidden=4), nn.ModuleDict(dict(agent=agent_of(hidden=4)))
+    agent, average = agent_of(hidden=4), agent_of(hidden=4)
     with torch.no_grad():
-        for p in policy_parameters(average["agent"]):
+        for p in policy_parameters(average):
             p.add_(0.3 * torch.randn_like(p))
     average.requires_grad_(False)
     x, actions, advantages = (y.flatten(0, 1) for y in batch_of(agent))
     mean, std = agent.actor(x).detach(), agent.log_std.detach().exp()
-    far = mean - average["agent"].actor(x).detach()
-    far_std = average["agent"].log_std.detach().exp()
+    far = mean - average.actor(x).detach()
+    far_std = average.log_std.detach().exp()
     z = (actions - mean) / std
     g = torch.cat([z / std, z**2 - 1], -1) * advantages[:, None]
     g += torch.cat([torch.zeros(A), torch.full((A,), 0.1)])  # of 0.1 times the entropy
@@ -365,6 +367,7 @@ def test_killed_run_goes_on_bit_for_bit(rival, flags, tmp_path):
     assert results(run) == results(tmp_path / "whole/run")
 
     sources = ["ppo_continuous.py", f"{rival.__name__}.py"] + ["vpg.py"] * (rival is trpo)
+    sources += ["actor_critic.py"] * (rival is a2c)
     assert {path.name for path in run.glob("*.py")} == set(sources)
     for metrics in rows(run / "metrics.csv"):
         assert all(np.isfinite(float(x)) for x in metrics.values())

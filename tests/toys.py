@@ -40,6 +40,19 @@ class Toy(gym.Env):
         return np.full((16, 16, 3), 127, np.uint8)
 
 
+class PaysNothing(Toy):
+    """Rewards nothing."""
+
+    def step(self, action):
+        return self.observe(), 0.0, False, False, {}
+
+
+class Model(Toy):
+    """Has a model that is not MuJoCo's."""
+
+    model = "of something else"
+
+
 class Slow(Toy):
     """Takes a second a step while there is a file named slow."""
 
@@ -484,7 +497,7 @@ SPACES = {
     "Word": Text(4, min_length=4, charset="ab"),
 }
 
-for toy in (Toy, Slow, FickleObs, FickleReward, FickleEnd, Rotten, Raises, PaysNaN):
+for toy in (Toy, PaysNothing, Model, Slow, FickleObs, FickleReward, FickleEnd, Rotten, Raises, PaysNaN):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Long-v0", Toy, max_episode_steps=300)
 gym.register("ShowsNaN-v0", Shows, kwargs={"shown": [np.nan]})

@@ -11,8 +11,8 @@ Each iteration
     runs the policy for num_steps steps in each of num_envs environments
     estimates advantages, n-step returns less V, the PPO paper's eq. 10
     takes one step of RMSProp up its eq. 9, with L^PG, eq. 2, for L^CLIP                update()
-With --trust-region the gradient in each sample's mean and log std is changed, as little as leaves
-it leading away from an average policy by no more than delta, ACER's eq. 12            project()
+With --trust-region each sample's gradient in mean and log std is projected, so that to first order
+it raises the KL from an average policy by at most delta, ACER's eq. 12                project()
 
 Settings: baselines' of 2017, but no entropy bonus, under which a Gaussian may widen without bound;
 the trust region's are those of ACER there. (+) marks what is in none of these.
@@ -28,24 +28,18 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-if not find_spec("ppo_continuous"):
-    print("a2c.py: needs ppo_continuous.py beside it or two folders up", file=sys.stderr)
+missing = [name for name in ("ppo_continuous", "actor_critic") if not find_spec(name)]
+if missing:
+    print(f"a2c.py: needs {missing[0]}.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
 import ppo_continuous as ppo  # before numpy, whose number of threads it sets
+from actor_critic import RMSProp, project
 from ppo_continuous import Agent, Int, Replay, RunningMeanStd, estimate, rollout, zeros
 import torch
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 ppo.LIMITS.update(average_decay=(0, 1), delta=(0, 1e12))
-
-
-@dataclass
-class Common(ppo.Common):
-    """Of every algorithm; (+) is not in the papers"""
-
-    num_envs: Int = 16  # N, actors
-    checkpoint_every: Int = 1000  # iterations
 
 
 @dataclass
@@ -57,7 +51,7 @@ class A2c(ppo.Advantages):
     norm_adv: Literal["batch", "none"] = "none"  # (+) standardise advantages over the batch
     learning_rate: float = 7e-4  # RMSProp's step size
     anneal_lr: bool = True  # decrease it linearly to 0
-    vf_coef: float = 0.5  # of the value function's square error
+    vf_coef: float = 0.25  # of the value function's square error; of 2017: 0.5 of half of it
     ent_coef: float = 0.0  # of the entropy
     max_grad_norm: float = 0.5  # clip the norm of the gradient to it
     trust_region: bool = False  # ACER's rule
@@ -66,7 +60,10 @@ class A2c(ppo.Advantages):
 
 
 @dataclass
-class Args(A2c, Common):
+class Args(A2c, ppo.Common):
+    num_envs: Int = 16
+    checkpoint_every: Int = 1000
+
     def __post_init__(self):
         ppo.check_numbers(self)
         size, total = self.batch_size, self.total_timesteps
@@ -74,28 +71,6 @@ class Args(A2c, Common):
             raise ValueError(f"--num-steps {self.num_steps}: a batch, {size}, must be 2 to {total}")
         if not self.trust_region and (self.delta, self.average_decay) != (1.0, 0.99):
             raise ValueError("--delta and --average-decay need --trust-region")
-
-
-class RMSProp(nn.Module):
-    """TensorFlow's, uphill: the squares start at 1, and eps is under the root."""
-
-    def __init__(self, parameters, decay=0.99, eps=1e-5):
-        super().__init__()
-        self.decay, self.eps, self.ascending = decay, eps, list(parameters)
-        self.squares = nn.ParameterList(map(torch.ones_like, self.ascending)).requires_grad_(False)
-
-    @torch.no_grad()
-    def step(self, learning_rate):
-        """Moves the parameters along their gradients. learning_rate is a tensor []."""
-        for p, square in zip(self.ascending, self.squares):
-            square.mul_(self.decay).add_((1 - self.decay) * p.grad.square())
-            p.add_(learning_rate * p.grad / (square + self.eps).sqrt())
-
-
-def project(g, k, delta):
-    """The z closest to g with k . z <= delta, ACER's eq. 12, for each row of g, k [B, 2A]."""
-    excess = (k * g).sum(-1, keepdim=True) - delta
-    return g - (excess / k.square().sum(-1, keepdim=True).clamp(min=1e-12)).clamp(min=0) * k
 
 
 METRICS = ("policy_objective", "value_loss", "entropy", "projected")
@@ -112,8 +87,8 @@ def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantage
     policy_objective = pi.log_prob(actions) * advantages + args.ent_coef * pi.entropy()
     objective, projected = policy_objective.mean(), torch.zeros(())
     if args.trust_region:
-        kl = kl_divergence(average["agent"].policy(agent.features(obs)), pi)
-        totals = policy_objective.sum(), kl.sum()  # gradients of sums: a row a sample
+        kl = kl_divergence(average.policy(agent.features(obs)), pi)
+        totals = policy_objective.sum(), kl.sum()  # a sum's gradient has a row for each sample
         g, k = (torch.autograd.grad(x, free_phi, retain_graph=True)[0] for x in totals)
         z = project(g, k, args.delta)
         objective, projected = (z * phi).sum(-1).mean(), (z != g).any(-1).float().mean()
@@ -133,8 +108,7 @@ def train(args, envs, run):
     B, O, A = args.batch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    average = nn.ModuleDict(dict(agent=deepcopy(agent)))  # a dict, so that names differ for Replay
-    average.requires_grad_(False)
+    average = deepcopy(agent).requires_grad_(False)
     rmsprop = RMSProp(agent.parameters())
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(update, agent, average, rmsprop, args)

@@ -27,19 +27,13 @@ import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-if not find_spec("ppo_atari"):
-    print("a2c_atari.py: needs ppo_atari.py beside it or two folders up", file=sys.stderr)
+missing = [name for name in ("ppo_atari", "actor_critic") if not find_spec(name)]
+if missing:
+    print(f"a2c_atari.py: needs {missing[0]}.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
 import ppo_atari as ppo
+from actor_critic import RMSProp
 from ppo_atari import Agent, Int, device_of, estimate, graphed, logits_and_value, rollout
-
-
-@dataclass
-class Common(ppo.Common):
-    """Of every algorithm; (+) is not in the papers"""
-
-    num_envs: Int = 16  # N, actors
-    checkpoint_every: Int = 400  # iterations
 
 
 @dataclass
@@ -51,34 +45,21 @@ class A2c(ppo.Advantages):
     norm_adv: Literal["batch", "none"] = "none"  # (+) standardise advantages over the batch
     learning_rate: float = 7e-4  # RMSProp's step size
     anneal_lr: bool = True  # decrease it linearly to 0
-    vf_coef: float = 0.5  # of the value function's square error
+    vf_coef: float = 0.25  # of the value function's square error; of 2017: 0.5 of half of it
     ent_coef: float = 0.01  # of the entropy
     max_grad_norm: float = 0.5  # clip the norm of the gradient to it
 
 
 @dataclass
-class Args(A2c, Common):
+class Args(A2c, ppo.Common):
+    num_envs: Int = 16
+    checkpoint_every: Int = 400
+
     def __post_init__(self):
         ppo.check_numbers(self)
         size, total = self.batch_size, self.total_timesteps
         if not 2 <= size <= total:
             raise ValueError(f"--num-steps {self.num_steps}: a batch, {size}, must be 2 to {total}")
-
-
-class RMSProp(nn.Module):
-    """TensorFlow's, uphill: the squares start at 1, and eps is under the root."""
-
-    def __init__(self, parameters, decay=0.99, eps=1e-5):
-        super().__init__()
-        self.decay, self.eps, self.ascending = decay, eps, list(parameters)
-        self.squares = nn.ParameterList(map(torch.ones_like, self.ascending)).requires_grad_(False)
-
-    @torch.no_grad()
-    def step(self, learning_rate):
-        """Moves the parameters along their gradients. learning_rate is a float or a tensor []."""
-        for p, square in zip(self.ascending, self.squares):
-            square.mul_(self.decay).addcmul_(p.grad, p.grad, value=1 - self.decay)
-            p.add_(learning_rate * p.grad / (square + self.eps).sqrt())
 
 
 METRICS = ("policy_objective", "value_loss", "entropy")

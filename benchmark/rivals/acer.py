@@ -10,57 +10,45 @@ a Q value for each action in place of V, which is sum_a pi(a) Q(a).
 
 Each iteration
     runs the policy for num_steps steps in each of num_envs games        rollout()
-    stores these segments with mu, the policy that acted                 Replay.store()
+    stores these segments with mu, the policy that acted                 Segments.store()
     takes a step of RMSProp on them                                      update()
-    and Poisson(replay_ratio) steps on stored ones                       Replay.sample()
+    and Poisson(replay_ratio) steps on stored ones                       Segments.sample()
 A step follows from
     Q^ret, returns off the policy, eq. 5                                 retrace()
     truncated importance weights and their bias correction, eq. 9        policy_objective()
     the trust region around an average policy, eq. 12                    project()
 
-Settings: baselines' of 2017, Table 6's; eps 1e-6 keeps its quotients and logarithms finite there.
-A game that a time limit cuts counts as ended, as in baselines.
+Settings: baselines' of 2017, Table 6's. As there, 1e-6 is added to denominators and in logarithms,
+and a game that a time limit cuts counts as ended.
 Shapes: T num_steps, N num_envs, A number of actions; mu, pi, q [T, N, A].
-Frames are stored once, and compressed: 50,000 steps of 16 games, 6.8 GB, take 0.1 to 0.6 GB of the
-run directory, and no memory. They are removed when the run has finished.
+The replay takes 0.1 to 0.6 GB of the run directory until the run has finished.
 """
 
-import os
-import shutil
 import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
 
-import numpy as np
 import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-if not find_spec("ppo_atari"):
-    print("acer.py: needs ppo_atari.py beside it or two folders up", file=sys.stderr)
+missing = [name for name in ("ppo_atari", "actor_critic", "segments") if not find_spec(name)]
+if missing:
+    print(f"acer.py: needs {missing[0]}.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
 import ppo_atari as ppo
-from a2c_atari import RMSProp
-from ppo_atari import Agent, Int, Stop, device_of, graphed, initialized, logits_and_value, rollout
+from actor_critic import RMSProp, project
+from ppo_atari import Agent, Int, device_of, graphed, initialized, logits_and_value, rollout
+from segments import Segments
 
 EPS = 1e-6
-COMPRESSION = 5  # of the replay, at least: Yars' Revenge; the paper's games: 11 and more
 ppo.LIMITS.update(
     replay_start=(0, 1e12), replay_ratio=(0, 1e6), truncation=(0, 1e12), q_coef=(0, 1e12),
     delta=(0, 1e12), average_decay=(0, 1),
 )  # fmt: skip
-
-
-@dataclass
-class Common(ppo.Common):
-    """Of every algorithm; (+) is not in the paper"""
-
-    num_envs: Int = 16  # N, actors
-    checkpoint_every: Int = 100  # iterations
 
 
 @dataclass
@@ -84,7 +72,10 @@ class Acer:
 
 
 @dataclass
-class Args(Acer, Common):
+class Args(Acer, ppo.Common):
+    num_envs: Int = 16
+    checkpoint_every: Int = 100
+
     def __post_init__(self):
         ppo.check_numbers(self)
         N, T, total = self.num_envs, self.num_steps, self.total_timesteps
@@ -125,19 +116,13 @@ def retrace(rewards, dones, q_taken, values, last_value, ratio, gamma):
 def policy_objective(pi, actions, mu, q, q_ret, c):
     """[T, N], to be maximised in pi alone: the weights have no gradient. Eq. 9.
 
-    The second term takes, over all actions, what truncating the weights at c leaves out.
+    The second term, over all actions, corrects the bias of truncating the weights at c.
     """
     taken, log_pi, old_pi = actions[..., None], (pi + EPS).log(), pi.detach()
     values, ratio = (old_pi * q).sum(-1, keepdim=True), old_pi / (mu + EPS)
     truncated = ratio.gather(-1, taken).clamp(max=c) * (q_ret[..., None] - values)
     correction = (1 - c / (ratio + EPS)).clamp(min=0) * old_pi * (q - values)
     return (log_pi.gather(-1, taken) * truncated).squeeze(-1) + (log_pi * correction).sum(-1)
-
-
-def project(g, k, delta):
-    """The z closest to g with k . z <= delta, eq. 12, in each row of g, k [..., A]."""
-    excess = (k * g).sum(-1, keepdim=True) - delta
-    return g - (excess / (k.square().sum(-1, keepdim=True) + EPS)).clamp(min=0) * k
 
 
 METRICS = ("policy_objective", "q_loss", "entropy", "kl", "projected")
@@ -156,7 +141,7 @@ def update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu):
     with torch.no_grad():
         q_ret = retrace(rewards, dones, q_taken, values[:-1], values[-1], ratio, args.gamma)
         average_pi = average.pi_and_q(obs[:-1].flatten(0, 1))[0].view_as(pi)
-    free_pi = pi.detach().requires_grad_()  # the trust region is one of probabilities
+    free_pi = pi.detach().requires_grad_()  # g and k are gradients in probabilities, not logits
     gain = policy_objective(free_pi, actions, mu, q.detach(), q_ret, args.truncation)
     entropy = -(free_pi * (free_pi + EPS).log()).sum(-1)
     kl = (average_pi * ((average_pi + EPS).log() - (free_pi + EPS).log())).sum(-1)
@@ -175,95 +160,9 @@ def update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu):
     return torch.stack([x.mean() for x in (gain, q_loss, entropy, kl, projected)]).detach()
 
 
-def restack(frames, begins):
-    """obs [T + 1, 84, 84, 4] from frames [T + 4, 84, 84]; begins[t] says that obs[t + 1] begins a
-    game, before which frames are 0."""
-    obs = np.stack([frames[i : len(frames) - 3 + i] for i in range(4)], -1)
-    for t in np.flatnonzero(begins) + 1:
-        for age in range(3):
-            obs[t + age : t + age + 1, ..., : 3 - age] = 0  # a frame of the game before
-    return obs
-
-
-class Replay:
-    """The last segments of N games, in the run directory: a file an iteration, never changed.
-
-    A file stays as long as the last checkpoint, or the one before, may sample from it. So a run
-    that is killed finds what its checkpoint needs, and writes again the files that came after it.
-    """
-
-    def __init__(self, args, num_actions, run):
-        T, self.args, self.run = args.num_steps, args, run
-        self.most = args.buffer_size // T  # segments
-        self.iteration = self.saved = 0  # of the newest file, and at the last checkpoint
-        self.record = np.dtype(  # of a game
-            [("frames", "u1", (T + 4, 84, 84)), ("begins", "?", (T,)), ("actions", "u1", (T,))]
-            + [("rewards", "f4", (T,)), ("dones", "?", (T,)), ("mu", "f4", (T, num_actions))]
-        )
-
-    def path(self, iteration):
-        return self.run.dir / "replay" / f"{iteration}.zip"
-
-    def window(self, iteration):
-        """The iterations whose segments it samples from."""
-        return range(max(1, iteration - self.most + 1), iteration + 1)
-
-    def check_disk(self):
-        """Raises Stop(2) unless the replay will fit the disk."""
-        files = min(self.most + 2 * self.args.checkpoint_every, self.args.num_iterations)
-        needed = files * self.args.num_envs * self.record.itemsize / COMPRESSION / 1e9
-        folders = self.path(1), *self.path(1).parents
-        free = shutil.disk_usage(next(x for x in folders if x.is_dir())).free / 1e9
-        if needed > free:
-            text = f"may need {needed:,.1f} GB of disk, {free:,.1f} GB are free"
-            raise Stop(2, f"--buffer-size {self.args.buffer_size}: {text}")
-
-    def store(self, iteration, obs, **columns):
-        """Keeps what update() takes."""
-        records = np.zeros(self.args.num_envs, self.record)
-        records["frames"][:, :4] = obs[0].permute(0, 3, 1, 2).cpu()
-        records["frames"][:, 4:] = obs[1:, ..., 3].transpose(0, 1).cpu()
-        begins = (obs[1:, ..., :3] != obs[:-1, ..., 1:]).flatten(2).any(-1)
-        for name, x in dict(columns, begins=begins).items():
-            records[name] = x.transpose(0, 1).cpu()
-        self.path(iteration).parent.mkdir(exist_ok=True)
-        with ZipFile(self.path(iteration), "w", ZIP_DEFLATED, compresslevel=1) as file:
-            for n, record in enumerate(records):
-                file.writestr(str(n), record.tobytes())
-        self.iteration = iteration
-
-    def sample(self, rng):
-        """A segment of each game, as store() had it, independently and evenly chosen."""
-        records = np.zeros(self.args.num_envs, self.record)
-        for n, i in enumerate(rng.choice(self.window(self.iteration), len(records))):
-            with ZipFile(self.path(i)) as file:
-                records[n] = np.frombuffer(file.read(str(n)), self.record)[0]
-        obs = np.stack([restack(x["frames"], x["begins"]) for x in records], 1)
-        types = dict(actions=np.int64, rewards=np.float32, dones=np.float32, mu=np.float32)
-        columns = [records[name].swapaxes(0, 1).astype(x) for name, x in types.items()]
-        return [torch.from_numpy(x).to(device_of(self.args)) for x in (obs, *columns)]
-
-    def state_dict(self):
-        """Before a checkpoint: brings new files to the disk, removes those that none needs."""
-        for i in range(self.saved + 1, self.iteration + 1):
-            with open(self.path(i), "rb") as file:
-                os.fsync(file.fileno())
-        for path in self.path(1).parent.glob("*.zip"):
-            if int(path.stem) < self.window(self.saved).start:
-                path.unlink()
-        self.saved = self.iteration
-        return {"iteration": self.iteration}
-
-    def load_state_dict(self, state):
-        self.iteration = self.saved = i = state["iteration"]
-        missing = [path for path in map(self.path, self.window(i)) if not path.exists()]
-        if missing and i < self.args.num_iterations:
-            raise ValueError(f"{missing[0]} is missing")
-
-
 def train(args, envs, run):
     """Returns the agent; run takes episodes, metrics and checkpoints."""
-    device, replay = device_of(args), Replay(args, envs.num_actions, run)
+    device, replay = device_of(args), Segments(args, envs.num_actions, run)
     replay.check_disk()
     torch.manual_seed(args.seed)
     agent = QAgent(envs.num_actions, args).to(device)
@@ -289,8 +188,8 @@ def train(args, envs, run):
                 metrics.append(step(*replay.sample(rng)))
         row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()), updates=len(metrics))
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
-        del batch, obs  # whose memory the next rollout takes
-    shutil.rmtree(run.dir / "replay", ignore_errors=True)
+        del batch, obs  # frees memory for the next rollout
+    replay.remove()
     return agent
 
 

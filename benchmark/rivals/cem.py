@@ -14,8 +14,10 @@ Each generation
     noise to its variance, decreasing to 0 over half the run        noise_std()
 
 Settings: those of the PPO paper's first author's code of 2016 (joschu/modular_rl): a deterministic
-policy of 10 and 5 tanh units, elite, noise. Only the population is half as large, for 1M steps may
-be no more than a thousand episodes. Every one of them counts as an episode of training.
+policy of 10 and 5 tanh units, elite, noise. But the population is half as large, for 1M steps may
+be no more than a thousand episodes; the moments of observations change between generations alone;
+the noise decreases by steps, not generations; biases begin as PyTorch's. Every episode of training
+counts.
 Shapes: O observation size, A action size, D number of weights.
 """
 
@@ -39,14 +41,6 @@ ppo.LIMITS.update(elite=(1e-6, 1), extra_std=(0, 1e12))
 
 
 @dataclass
-class Common(ppo.Common):
-    """Of every algorithm; (+) is not in CEM's code"""
-
-    num_envs: ppo.Int = 1  # 1 is all that CEM can use
-    checkpoint_every: ppo.Int = 1  # generations
-
-
-@dataclass
 class Cem:
     """Settings of CEM"""
 
@@ -57,8 +51,8 @@ class Cem:
 
 
 @dataclass
-class Args(Cem, Common):
-    gamma = 1.0  # what Envs asks for
+class Args(Cem, ppo.Common):
+    checkpoint_every: ppo.Int = 1
 
     def __post_init__(self):
         ppo.check_numbers(self)
@@ -69,7 +63,7 @@ class Args(Cem, Common):
 
 
 class Policy(nn.Module):
-    """A deterministic policy; its weights are the mean of the Gaussian, var their variance."""
+    """A deterministic policy. Between generations its weights are the Gaussian's mean; var [D]."""
 
     def __init__(self, obs_size, action_size, args):
         super().__init__()
@@ -96,7 +90,7 @@ class Policy(nn.Module):
 
 
 def noise_std(extra_std, done):
-    """Of the noise, where done is the share of the run that lies behind."""
+    """Standard deviation of the extra noise after a share done of the run."""
     return extra_std * math.sqrt(max(1 - 2 * done, 0))
 
 
@@ -107,7 +101,7 @@ def refit(population, scores, elite):
 
 
 def play(args, envs, act, noise, seen):
-    """The return of an episode, or of its part before the last step of the run; seen takes obs."""
+    """The return of an episode, or of its part up to the run's last step; appends obs to seen."""
     episode = envs.episode[0]
     while envs.episode[0] == episode and envs.global_step < args.total_timesteps:
         seen.append(envs.obs[0].copy())

@@ -15,10 +15,10 @@ Each iteration, with the PPO paper's numbers of equations,
     halves that step until surrogate and KL are good               line_search()
     fits the value function                                        fit_values()
 
-The settings are those of the first author's code of 2016 (joschu/modular_rl), but for the batch,
-PPO's for all tasks, since it did better than the smallest of theirs, 5000 (settings.csv), and the
-line search of openai/baselines, July 2017. (+) marks what is in neither.
-Shapes: T num_steps, N num_envs, O observation size, A action size, P parameters; x: obs, filtered.
+The policy's settings are those of the first author's code of 2016 (joschu/modular_rl), but for the
+batch, PPO's: it did better than the smallest there, 5000 (settings.csv). Line search, a fifth of
+the steps for F, and Adam for the values, with twice the passes, are openai/baselines', July 2017.
+(+) is in neither. Shapes: T num_steps, N num_envs, O observation, A action size, P parameters.
 """
 
 import math
@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-if not find_spec("ppo_continuous") or not find_spec("vpg"):
-    print("trpo.py: needs ppo_continuous.py beside it or two folders up; vpg.py", file=sys.stderr)
+missing = [name for name in ("ppo_continuous", "vpg") if not find_spec(name)]
+if missing:
+    print(f"trpo.py: needs {missing[0]}.py beside it or two folders up", file=sys.stderr)
     sys.exit(2)
 import ppo_continuous as ppo  # before numpy, whose number of threads it sets
 from ppo_continuous import Adam, Agent, Int, Replay, RunningMeanStd, estimate, rollout, zeros
@@ -49,7 +50,7 @@ class Trpo(ppo.Advantages, ValueFit):
     gamma: float = 0.995  # discount
     gae_lambda: float = 0.97  # lambda of the PPO paper's eq. 11
     norm_reward: bool = False  # (+) divide rewards by the running std of the discounted return
-    norm_adv: Literal["batch", "none"] = "batch"  # standardise advantages over the batch
+    norm_adv: Literal["batch", "none"] = "batch"  # standardise advantages over it
     max_kl: float = 0.01  # delta of eq. 4, for the mean KL[pi_old, pi]
     cg_iterations: Int = 10  # of conjugate gradients
     damping: float = 0.1  # added to the diagonal of F
@@ -76,7 +77,7 @@ def fisher(kl, parameters, damping):
 
 
 def conjugate_gradients(product, g, iterations):
-    """An x [P] with product(x) close to g [P], by Hestenes & Stiefel 1952."""
+    """Approximately solves product(x) = g for x [P], by Hestenes & Stiefel 1952."""
     x, residual, direction = torch.zeros_like(g), g, g
     for _ in range(iterations):
         if (square := residual @ residual) < 1e-10:
@@ -103,7 +104,7 @@ METRICS = ("step_fraction", "surrogate_gain", "kl")
 
 
 def trust_region_step(agent, args, x, actions, advantages):
-    """Moves the policy, from x [T, N, O], actions [T, N, A], advantages [T, N]. Returns METRICS."""
+    """Moves the policy, from filtered obs x [T, N, O], actions, advantages. Returns METRICS."""
     old_agent = deepcopy(agent).requires_grad_(False)
     parameters = [*agent.actor.parameters(), agent.log_std]
     theta, sizes = flat(parameters).detach(), [p.numel() for p in parameters]
@@ -119,12 +120,12 @@ def trust_region_step(agent, args, x, actions, advantages):
     def attempt(fraction):
         new = theta + fraction * full_step if fraction else theta
         for p, new_p in zip(parameters, new.split(sizes)):
-            p.copy_(new_p.view_as(p))  # in place, where the replay looks
+            p.copy_(new_p.view_as(p))  # in place: Replay keeps their addresses
         return (surrogate() - old_surrogate).item(), mean_kl(x).item()
 
     old_surrogate = surrogate()
     g = flat(torch.autograd.grad(old_surrogate, parameters))
-    product = fisher(mean_kl(x[::5]), parameters, args.damping)  # a fifth of the steps will do
+    product = fisher(mean_kl(x[::5]), parameters, args.damping)  # every fifth step, as in baselines
     direction = conjugate_gradients(product, g, args.cg_iterations)
     full_step = direction * (2 * args.max_kl / (direction @ product(direction))).sqrt()
     return line_search(attempt, args.max_kl)
@@ -135,7 +136,7 @@ def train(args, envs, run):
     M, O, A = args.minibatch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 lets rounding move saturated units
+    adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 makes full steps of rounding
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = Replay(args.compile, partial(value_step, agent.critic, adam), 0.0, zeros(M, O), zeros(M))
     start = run.resume(agent=agent, adam=adam, return_moments=return_moments, envs=envs)
@@ -151,7 +152,8 @@ def train(args, envs, run):
         if args.norm_obs:  # after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
         row["entropy"] = agent.policy(x[0, 0]).entropy().item()
-        row["explained_variance"] = 1 - ((targets - values).var() / targets.var()).item()
+        unexplained = (targets - values).var() / targets.var().clamp(min=1e-12)
+        row["explained_variance"] = 1 - unexplained.item()
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 

@@ -13,9 +13,10 @@ Each iteration, with the PPO paper's numbers of equations,
     changes the step size by the KL from pi_old to the new pi      adapt()
     fits the value function                                        fit_values()
 
-The rule is that of the code which the footnote names (hw4 of berkeleydeeprlcourse/homework,
-March 2017). Batch, lambda and standardised advantages are those of the nearest MuJoCo code of its
-time (ACKTR in openai/baselines, August 2017). (+) marks what is in neither.
+The rule and the passes are those of the code which the footnote names (hw4 of
+berkeleydeeprlcourse/homework, March 2017), the step size kept within 1e-8 and 1. Batch, lambda and
+standardised advantages are those of the nearest MuJoCo code of its time (ACKTR in openai/baselines,
+August 2017), but for whole episodes. (+) marks what is in neither.
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size; x: obs,
 filtered.
 """
@@ -40,11 +41,11 @@ from torch.distributions import kl_divergence
 
 @dataclass
 class ValueFit:
-    """The value function's; (+) is not in the code of its time"""
+    """The value function's"""
 
     value_learning_rate: float = 1e-3  # Adam's step size
-    value_epochs: Int = 10  # (+) passes over the rollout
-    minibatch_size: Int = 64  # (+) M
+    value_epochs: Int = 10  # passes over the rollout
+    minibatch_size: Int = 64  # M
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Vpg(ppo.Advantages):
     gae_lambda: float = 0.97  # lambda of the PPO paper's eq. 11
     norm_adv: Literal["batch", "none"] = "batch"  # standardise advantages over the batch
     learning_rate: float = 1e-3  # Adam's first step size
-    desired_kl: float = 0.01  # for the mean KL[pi_old, pi]
+    desired_kl: float = 0.01  # (+) for the mean KL[pi_old, pi]; there 0.002
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Args(Vpg, ValueFit, ppo.Common):
 
 
 def adapt(step_size, kl, desired_kl):
-    """The next step size, by the KL to which this one led."""
+    """The next step size, from the KL that this one caused."""
     if kl > 2 * desired_kl:
         step_size /= 1.5
     if kl < desired_kl / 2:
@@ -105,7 +106,7 @@ def train(args, envs, run):
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
     adam = Adam([*agent.actor.parameters(), agent.log_std], eps=1e-8)
     adam.register_buffer("step_size", torch.tensor(args.learning_rate))
-    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 lets rounding move dead units
+    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 makes full steps of rounding
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(value_step, agent.critic, value_adam)
     step = Replay(args.compile, step, 0.0, zeros(M, O), zeros(M))
@@ -128,7 +129,8 @@ def train(args, envs, run):
             agent.obs_moments.update(batch.obs)
 
         row["entropy"] = agent.policy(x[0, 0]).entropy().item()
-        row["explained_variance"] = 1 - ((targets - values).var() / targets.var()).item()
+        unexplained = (targets - values).var() / targets.var().clamp(min=1e-12)
+        row["explained_variance"] = 1 - unexplained.item()
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 
