@@ -197,12 +197,12 @@ def rollout(args, envs, policy_and_value, rng):
     noise = torch.from_numpy(rng.gumbel(size=(T, N, A)).astype(np.float32))  # standard Gumbel
 
     def run_half(games):
-        n = games.ids  # a slice of the N games
+        ids = games.ids  # a slice of the N games
         for t in range(T):
-            obs[t, n].copy_(torch.from_numpy(games.obs()), non_blocking=True)
-            outputs[t, n] = policy_and_value(obs[t, n]).cpu()
-            actions[t, n] = (outputs[t, n, :-1] + noise[t, n]).argmax(-1)  # a sample of pi_old
-            games.send(actions[t, n].numpy())
+            obs[t, ids].copy_(torch.from_numpy(games.obs()), non_blocking=True)
+            outputs[t, ids] = policy_and_value(obs[t, ids]).cpu()
+            actions[t, ids] = (outputs[t, ids, :-1] + noise[t, ids]).argmax(-1)  # samples pi_old
+            games.send(actions[t, ids].numpy())
 
     envs.run_halves(run_half)  # one half steps while the other half's actions are computed
     logits, values = outputs[..., :-1].contiguous(), outputs[..., -1].contiguous()
@@ -273,7 +273,7 @@ def train(args, envs, run):
     policy_and_value = graphed(partial(logits_and_value, agent), agent, args)
     step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
     start = run.resume(agent=agent, adam=adam, envs=envs)
-    for games in envs.halves:  # a CUDA graph is captured while there is one thread
+    for games in envs.halves:  # captures a CUDA graph while there is one thread
         policy_and_value(torch.from_numpy(games.obs()).to(device))
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
@@ -293,10 +293,10 @@ def train(args, envs, run):
         columns = [x.flatten(0, 1).to(device) for x in columns]  # [T*N, ...]
         metrics = []
         for _ in range(args.update_epochs):
-            order = torch.from_numpy(rng.permutation(args.batch_size)).to(device)
-            for rows in order.split(args.minibatch_size):
+            order = torch.from_numpy(rng.permutation(args.batch_size)).view(-1, args.minibatch_size)
+            for rows in order.to(device):
                 metrics.append(step(*coefs, *(x.index_select(0, rows) for x in columns)))
-            epoch = torch.stack(metrics[-args.batch_size // args.minibatch_size :]).mean(0)
+            epoch = torch.stack(metrics[-len(order) :]).mean(0)
             if args.target_kl is not None and epoch[METRICS.index("kl")] > args.target_kl:  # (+)
                 break
 
@@ -304,7 +304,7 @@ def train(args, envs, run):
         unexplained = (value_targets - batch.values).var() / value_targets.var().clamp(min=1e-12)
         row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
-        del batch, columns  # whose memory the next rollout takes
+        del batch, columns  # so that no two rollouts are in memory at once
     return agent
 
 
@@ -379,9 +379,9 @@ def graphed(function, learner, args):
     It may change the state of learner, a module, which capturing leaves as it was. Once captured
     it may be called by several threads. What it returns, no later call overwrites.
     """
+    torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
     if not args.compile or device_of(args).type != "cuda":
         return function
-    torch.distributions.Distribution.set_default_validate_args(False)  # would wait for the GPU
     graphs, one_at_a_time = {}, threading.Lock()
 
     def capture(*inputs):
@@ -399,11 +399,11 @@ def graphed(function, learner, args):
         return graph, static_inputs, result
 
     def replay(*inputs):
-        sizes = tuple(x.shape for x in inputs)
+        shapes = tuple(x.shape for x in inputs)
         with one_at_a_time:
-            if sizes not in graphs:
-                graphs[sizes] = capture(*inputs)
-            graph, static_inputs, result = graphs[sizes]
+            if shapes not in graphs:
+                graphs[shapes] = capture(*inputs)
+            graph, static_inputs, result = graphs[shapes]
             for static, x in zip(static_inputs, inputs):
                 static.copy_(x)
             graph.replay()
@@ -441,7 +441,7 @@ def resolve(name):
     """
     playable = set(roms.get_all_rom_ids()) - {"combat", "joust", "maze_craze", "warlords"}
     games = {rom.replace("_", ""): rom for rom in playable}
-    game = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$|_", "", name.lower())
+    game = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$|[_ ]", "", name.lower())
     if game not in games:
         near = difflib.get_close_matches(game, sorted(games), cutoff=0.5)
         hint = ", nearest: " + ", ".join(games[n] for n in near) if near else ""
@@ -450,18 +450,18 @@ def resolve(name):
 
 
 def make_env(args, video=False, num_envs=1, **kwargs):
-    """num_envs games as in the 2017 code, or, for a video, with the screen that people see.
+    """num_envs games much as in the 2017 code, or, for a video, with the screen that people see.
 
-    4 frames an action, of which the last two are pooled, 84x84 grey, 4 stacked, up to 29 frames of
-    FIRE and no-ops first, no sticky actions; but a lost life is not followed by FIRE. A game is
-    truncated after 30 minutes. Raises Stop(2) if there is no such game.
+    4 frames an action, of which the last two are pooled, 84x84 grey, 4 stacked. Other than there:
+    FIRE comes before the random number of no-ops, and not after a lost life; a game is truncated
+    after 30 minutes. Raises Stop(2) if there is no such game.
     """
     if video:
         kwargs |= dict(grayscale=False, img_height=210, img_width=160, stack_num=1)
 
     def begin():
         with suppress(AttributeError, OSError):  # not everywhere possible or allowed
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # threads inherit it
         return AtariVectorEnv(
             resolve(args.env_id), num_envs, autoreset_mode="SameStep", reward_clipping=False,
             repeat_action_probability=args.repeat_action_probability,  # (+)
@@ -481,8 +481,8 @@ class Games:
     """Some of the N games; one that ends is followed by the next in the same step.
 
     A checkpoint keeps the actions since each game was last seeded, the tape, and resuming plays
-    them again. A seed loads the game anew and costs 70 ms, so only a game whose tape has grown
-    tape_length long is seeded again when it ends; the others go on with the emulator's generators.
+    them again. To bound the tape, a game that ends tape_length steps or more after its last seed
+    is seeded again. That loads it anew, 70 ms; others go on with the emulator's generators.
     """
 
     tape_length = 8192
@@ -517,10 +517,13 @@ class Games:
     def seed(self, mask):
         """Starts games under mask [n] from seeds that depend on (seed, id, seedings) alone."""
         key = [(self.args.seed, self.ids.start + i, self.seedings[i]) for i in np.flatnonzero(mask)]
-        seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] >> 1 for k in key])
-        self.see(*self.envs.reset(seed=seeds, options={"reset_mask": mask}))  # ALE takes 31 bits
+        seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] for k in key])
+        options = {"reset_mask": mask}
+        self.see(*self.envs.reset(seed=seeds >> 1, options=options))  # ALE takes 31 bits
 
     def seed_again(self, mask):
+        if not mask.any():
+            return
         self.starts[mask] = len(self.tape)
         self.seedings[mask] += 1
         self.lengths[mask] = self.returns[mask] = 0
@@ -563,9 +566,7 @@ class Games:
                 final_obs = torch.tensor(np.moveaxis(info["final_obs"][i], 0, -1))
                 self.truncations.append((len(self.steps) - 1, n, final_obs))
         self.returns[done] = self.lengths[done] = 0
-        long = done & (len(self.tape) - self.starts >= self.tape_length)
-        if long.any():
-            self.seed_again(long)
+        self.seed_again(done & (len(self.tape) - self.starts >= self.tape_length))
 
     def pop_steps(self):
         """Of the steps since the last call: rewards, dones [T, n], truncations and episodes."""
@@ -579,7 +580,7 @@ class Games:
         return popped
 
     def state_dict(self):
-        begin = int(self.starts.min())
+        begin = int(self.starts.min())  # no game needs what came before
         self.tape, self.starts = self.tape[begin:], self.starts - begin
         state = {name: torch.tensor(getattr(self, name)) for name in self.saved}
         state["tape"] = torch.tensor(np.array(self.tape, np.uint8)).view(-1, len(self.starts))
@@ -588,10 +589,9 @@ class Games:
     def load_state_dict(self, state):
         self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
         self.tape = list(state["tape"].numpy())
-        screens, self.starts, self.seedings, self.lengths, self.returns = (
-            state[name].numpy() for name in self.saved
-        )
-        self.seed(self.starts >= 0)
+        saved = [state[name].numpy() for name in self.saved]
+        screens, self.starts, self.seedings, self.lengths, self.returns = saved
+        self.seed(self.starts >= 0)  # all; until its own start a game plays whatever comes
         for t, actions in enumerate(self.tape, 1):
             obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
             self.see(obs, info)
@@ -601,8 +601,7 @@ class Games:
         for i in np.flatnonzero(differs):
             show(f"game {self.ids.start + i} is not deterministic; it was restarted")
             self.num_restarts += 1
-        if differs.any():
-            self.seed_again(differs)
+        self.seed_again(differs)
 
 
 class Envs:
@@ -802,7 +801,7 @@ class Run:
         return float(np.mean(returns)) if returns else math.nan
 
     def check(self, iteration, **parts):
-        """Raises Stop(3), naming the first tensor of these that is not finite; ends the rollout."""
+        """Raises Stop(3), naming the first tensor of these that is not finite; notes the time."""
         for name, x in parts.items():
             inside = x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
             for key, nested in inside.items():
@@ -827,9 +826,9 @@ class Run:
         self.track(row | {"episodic_return": self.score()})
         done, before = (x / args.total_timesteps for x in (step, self.last_step))
         if last or int(20 * done) > int(20 * before):
-            left = self.seconds / done * (1 - done)
+            left = int(self.seconds / done * (1 - done))
             text = f"{done:4.0%}  return {self.score():.1f}  {row['sps']:,} steps/s"
-            show(f"{text}  {left // 60:.0f}:{left % 60:02.0f} left")
+            show(f"{text}  {left // 60}:{left % 60:02} left")
         if args.capture_video and (last or int(10 * done) > int(10 * before)):
             self.film(step)
         self.last_step = step
@@ -880,7 +879,7 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     A film shows every second step, at most 500 of them: 67 seconds. An emulator of its own plays
     the same game for it, in the colours and size that people see.
     """
-    args = SimpleNamespace(**vars(args) | dict(num_envs=1, seed=seed))
+    args = SimpleNamespace(**vars(args) | dict(num_envs=1, seed=seed, cuda=False))
     device, rng = next(agent.parameters()).device, np.random.default_rng((seed, 1))
     frames, games = [], Games(args, slice(0, 1))
     camera = Games(args, slice(0, 1), video=True) if video else None
@@ -893,10 +892,10 @@ def play(args, agent, seed, video=None, stop=lambda: False):
             logits = logits_and_value(agent, obs)[:, :-1].cpu().numpy()
             action = (logits + rng.gumbel(size=logits.shape)).argmax(-1)  # a sample of pi
             games.send(action)
-            if camera and t % 2 == 0 and len(frames) < 500:
-                image = Image.fromarray(screen.reshape(210, 160, 3))
-                frames.append(image.quantize(method=Image.Quantize.FASTOCTREE))  # few colours
             if camera and len(frames) < 500:
+                if t % 2 == 0:
+                    image = Image.fromarray(screen.reshape(210, 160, 3))
+                    frames.append(image.quantize(method=Image.Quantize.FASTOCTREE))  # few colours
                 camera.send(action)
     finally:
         for player in filter(None, (games, camera)):

@@ -691,7 +691,7 @@ class Run:
         return float(np.mean(returns)) if returns else math.nan
 
     def check(self, iteration, **parts):
-        """Raises Stop(3), naming the first tensor of these that is not finite; ends the rollout."""
+        """Raises Stop(3), naming the first tensor of these that is not finite; notes the time."""
         for name, x in parts.items():
             inside = x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
             for key, nested in inside.items():
@@ -716,9 +716,9 @@ class Run:
         self.track(row | {"episodic_return": self.score()})
         done, before = (x / args.total_timesteps for x in (step, self.last_step))
         if last or int(20 * done) > int(20 * before):
-            left = self.seconds / done * (1 - done)
+            left = int(self.seconds / done * (1 - done))
             text = f"{done:4.0%}  return {self.score():.1f}  {row['sps']:,} steps/s"
-            show(f"{text}  {left // 60:.0f}:{left % 60:02.0f} left")
+            show(f"{text}  {left // 60}:{left % 60:02} left")
         if args.capture_video and (last or int(10 * done) > int(10 * before)):
             self.film(step)
         self.last_step = step

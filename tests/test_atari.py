@@ -784,6 +784,16 @@ def test_directory_holds_what_the_contract_says(whole):
     assert json.loads((whole / "args.json").read_text())["env_id"] == "breakout"
 
 
+def test_divergence_ends_the_run_with_3(device, tmp_path):
+    """Even where the weights become NaN in the middle of an update."""
+    flags = "--learning-rate 1e9 --no-anneal-lr --update-epochs 3 --max-grad-norm 1e12".split()
+    program = Program(ppo_atari, tmp_path / "cwd", *ARGV, device, *flags)
+    assert program.wait() == 3
+    assert re.fullmatch(r".*diverged in iteration 1: [\w.]+ is not finite\n", program.err)
+    summary = json.loads((tmp_path / "cwd/run/summary.json").read_text())
+    assert summary["status"] == "diverged"
+
+
 def test_killed_run_ends_with_the_same_bytes(whole, device, tmp_path):
     """Stopped after the second iteration, killed after the fifth, which is no checkpoint's."""
     cwd = tmp_path / "cwd"

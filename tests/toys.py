@@ -497,7 +497,8 @@ SPACES = {
     "Word": Text(4, min_length=4, charset="ab"),
 }
 
-for toy in (Toy, PaysNothing, Model, Slow, FickleObs, FickleReward, FickleEnd, Rotten, Raises, PaysNaN):
+short = Toy, PaysNothing, PaysNaN, Model, Slow, FickleObs, FickleReward, FickleEnd, Rotten, Raises
+for toy in short:
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Long-v0", Toy, max_episode_steps=300)
 gym.register("ShowsNaN-v0", Shows, kwargs={"shown": [np.nan]})
