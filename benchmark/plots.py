@@ -36,9 +36,8 @@ def save(figure, path):
 
 def looks(settings):
     """{setting: colour and dash}."""
-    found = {
-        s: STYLE.get(s, (CYCLE[i % 7], "-" if i < 7 else "--")) for i, s in enumerate(settings)
-    }
+    other = product(("-", "--", ":"), CYCLE)  # for those that STYLE does not know
+    found = {s: STYLE.get(s, (colour, dash)) for s, (dash, colour) in zip(settings, other)}
     return {s: dict(color=c, linestyle=dash) for s, (c, dash) in found.items()}
 
 
@@ -78,7 +77,7 @@ def curves(path, sweep, column="return"):
     size = 2.6 * columns, 2.4 * count * len(groups)
     figure, axes = plt.subplots(count * len(groups), columns, figsize=size, squeeze=False)
     for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, *last])):
-        shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "clip-0.2")]
+        shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "pg", "clip-0.2")]
         shown = {s: look[s] for s in shown}
         if task is None:
             names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
@@ -105,7 +104,8 @@ def entropy(path, sweep):
 def scores(path, labels, columns, paper=None):
     """A row a label: {name: [S, 3]} as dots with intervals beside the paper's [S], or as bars."""
     figure, ax = plt.subplots(figsize=(8, 0.45 * len(labels) + 1.3))
-    for (name, found), colour, shift in zip(columns.items(), CYCLE, (-0.18, 0.18)):
+    shifts = np.linspace(-0.18, 0.18, len(columns))
+    for (name, found), colour, shift in zip(columns.items(), CYCLE, shifts):
         y, dark = np.arange(len(labels)) + shift, "#333333" if paper is None else colour
         if paper is None:
             ax.barh(y, found[:, 0], 0.36, color=colour, label=name)
@@ -114,6 +114,11 @@ def scores(path, labels, columns, paper=None):
         ax.hlines(y, found[:, 1], found[:, 2], color=dark, linewidth=2)
     if paper is not None and paper.notna().any():
         ax.plot(paper, range(len(labels)), "kD", markersize=5, label="paper")
+    first = next(iter(columns.values()))[:, 0]
+    if np.nanmin(first) < -1:  # else one row would flatten all others
+        ax.set_xlim(-1, 1.15)
+        for y in np.flatnonzero(first < -1):
+            ax.text(-0.98, y, f"← {first[y]:,.0f}", va="center")
     ax.set_xlabel("mean normalised score (random policy 0, best result 1)")
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()

@@ -27,6 +27,7 @@ import stats  # noqa: E402
 
 KEY = ["setting", "task", "seed"]
 METRICS = {"score": "last 100 episodes", "score_all": "all of training"}
+HELD_OUT = "Ant", "Humanoid"
 
 
 def read(path):
@@ -104,9 +105,10 @@ class Sweep:
         self.runs, self.pictures, self.beside = pd.read_csv(folder / "runs.csv"), [], beside
         self.done = self.runs[self.runs["status"].isin(["finished", "diverged"])]
         labels, there = known("labels", "setting")["label"], sorted(set(self.done["setting"]))
+        there = [s for s in there if "@" not in s]  # by_log_std() looks at those
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
         self.label = {s: labels.get(s, s) for s in there}
-        self.tasks = sorted(set(self.done["task"]))
+        self.tasks = sorted(set(self.done["task"][self.done["setting"].isin(there)]))
         atari = known("paper_atari", "game")
         self.random = pd.concat([known("random_policy", "task")["score"], atari["random"]])
         others = known("paper_mujoco", "task", "column")["score"].unstack(sort=False)
@@ -172,17 +174,18 @@ def how(name, sweep):
     """How the runs were made, as a list."""
     runs = sweep.runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
-    sweep_file = f"SEEDS={runs['seed'].nunique()} bash benchmark/{name.replace('-', '_')}.sh"
-    lines = [f"`{sweep_file}`"] * ("/" not in name)
-    lines = [", then ".join([*lines, f"`python benchmark/report.py {name.split('/')[0]}`"])]
+    script = f"benchmark/{name.split('/')[-1].replace('-', '_')}.sh"
+    lines = [f"`SEEDS={runs['seed'].nunique()} bash {script}`"] * (HERE.parent / script).exists()
+    made = name if lines else name.split("/")[0]
+    lines = [", then ".join([*lines, f"`python benchmark/report.py {made}`"])]
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
     lines += [f"the first: `{runs['command'].iloc[0].split(' --run-dir')[0]}`"]
     for title, column in (("commit", "git_commit"), ("on", "machine"), ("with", "versions")):
         found = " / ".join(sorted(set(runs[column].dropna()))) or "a machine not recorded"
         lines += [f"{title} {found}"]
-    for title, status in (("diverged", "diverged"), ("begun, and not counted", "interrupted")):
-        found = ["/".join(map(str, x)) for x in runs[runs["status"] == status][KEY].to_numpy()]
-        lines += [f"{title}: {', '.join(found)}"] if found else []
+    for title, status in (("diverged", "diverged"), ("not counted", "interrupted|failed")):
+        found = runs[runs["status"].str.fullmatch(status)][KEY].astype(str).agg("/".join, axis=1)
+        lines += [f"{title}: {', '.join(found)}"] * bool(len(found))
     return "".join(f"- {line}\n" for line in lines)
 
 
@@ -202,22 +205,29 @@ def by_algorithm(sweep):
     return table(columns, sweep.tasks, short)
 
 
-def by_task(sweep, interval=None, paper=None):
+def extremes(x):
+    """The lowest and the highest, of two or more."""
+    return (x.min(), x.max()) if len(x) > 1 else (np.nan, np.nan)
+
+
+def by_task(sweep, interval=extremes, paper=None):
     """Means, below them ranges of seeds or what interval() makes, below those a paper's file's."""
     paper = known(paper, "task", "setting")["score"].unstack() if paper else ()
-    ends = interval or (lambda x: (x.min(), x.max()) if len(x) > 1 else (np.nan, np.nan))
     rows = [["random policy", *sweep.random.reindex(sweep.tasks)]]
     for s, row in sweep.table(common=False).iterrows():
-        rows += [[sweep.label[s], *([x.mean(), *ends(x)] if np.ndim(x) else x for x in row)]]
+        rows += [[sweep.label[s], *([x.mean(), *interval(x)] if np.ndim(x) else x for x in row)]]
         rows += [["*in the paper*", *paper[s].reindex(sweep.tasks)]] if s in paper else []
     text = markdown(["", *sweep.tasks], [[cell(x, ends="<br>{} to {}") for x in y] for y in rows])
-    return f"Mean score, and its {'95% interval' if interval else 'range over seeds'}.\n\n{text}"
+    ends = "range over seeds" if interval is extremes else "95% interval"
+    return f"Mean score, and its {ends}.\n\n{text}"
 
 
 @cache
 def statistics(sweep):
     """What stats.bootstrap() finds by best run, by best setting, and over all of training."""
     wanted = dict(mean=stats.mean_scores, iqm=stats.iqm_scores, pairs=stats.all_pairs)
+    base = list(sweep.label).index(sweep.reference)
+    wanted["less"] = lambda x: (means := stats.mean_scores(x)) - means[base]
     column = known("paper_table1", "setting")["score"].reindex(list(sweep.label))
     rows = np.flatnonzero(column.notna())
     if len(rows) > 4:
@@ -227,8 +237,9 @@ def statistics(sweep):
         norm = stats.normalised(sweep.table(metric), sweep.random, best)
         found.append(stats.bootstrap(norm, rng, **wanted))
         wanted = {"mean": stats.mean_scores}
-    pairs = dict(zip(combinations(sweep.label, 2), found[0]["pairs"]))
-    pairs |= {(b, a): 1 - p[[0, 2, 1]] for (a, b), p in pairs.items()}
+    by_task = found[0]["pairs"].reshape(-1, len(sweep.table().columns) + 1, 4)
+    pairs = dict(zip(combinations(sweep.label, 2), by_task))
+    pairs |= {(b, a): 1 - p[:, [0, 2, 1, 3]] for (a, b), p in pairs.items()}
     return *found, pairs, column
 
 
@@ -242,7 +253,8 @@ def summary(sweep):
         "best setting = 1": setting["mean"],
         "IQM": run["iqm"],
         "all of training": whole["mean"],
-        f"P({sweep.label[base]} beats it)": [pairs.get((base, s), "-") for s in sweep.label],
+        f"less {sweep.label[base]}": [x if any(x) else "-" for x in run["less"]],
+        f"P({sweep.label[base]} beats it)": [pairs.get((base, s), ["-"])[-1] for s in sweep.label],
         "runs": there.map(len).sum(axis=1),
     }
     text = f"{table(columns, labels)}\n"
@@ -258,10 +270,10 @@ def summary(sweep):
 def told_apart(sweep):
     """Pairs of settings whose P(A beats B) has an interval without 0.5."""
     pairs = statistics(sweep)[3]
-    found = {(sweep.label[a], sweep.label[b]): p for (a, b), p in pairs.items() if p[1] > 0.5}
-    text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5."
-    text += " They are not corrected: by chance, one in twenty would.\n\n"
-    rows = [[a, b, cell(p, "{:.3f}".format)] for (a, b), p in found.items()]
+    found = {key: p[-1] for key, p in pairs.items() if p[-1, 1] > 0.5}
+    text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5. "
+    text += "By chance one in twenty would; with three seeds, one in eleven.\n\n"
+    rows = [[*map(sweep.label.get, key), cell(p, "{:.3f}".format)] for key, p in found.items()]
     return text + markdown(["A", "B", "P(A beats B)"], rows, texts=2)
 
 
@@ -278,22 +290,6 @@ def kl(sweep):
     }
     form = lambda x: short(x) if x >= 100 else f"{x:.3g}"  # noqa: E731
     return table(columns, [sweep.label[s] for s in found.index], form)
-
-
-def differences(sweep):
-    """Every setting against the reference, on the tasks that both have."""
-    rows, base, form = [], sweep.reference, "{:+.1%}".format
-    for s, name in sweep.label.items():
-        tables = [sweep.table(m, common=False).loc[[s, base]].dropna(axis=1) for m in METRICS]
-        found = [stats.difference(*x.to_numpy(), sweep.random[x.columns]) for x in tables]
-        tasks = tables[0].columns if s != base else []
-        for i, task in enumerate(tasks):
-            each = (x[i] if len(tasks) > 1 else mean for x, mean in found)
-            rows.append([f"{name}, {task}", len(tables[0].loc[s, task]), *each])
-        rows += [[f"**{name}, mean**", "", *(mean for _, mean in found)]] * (len(tasks) > 1)
-    text = f"Difference to {sweep.label[base]}, in units of its score less the random policy's."
-    rows = ([cell(x, form) for x in row] for row in rows)
-    return f"{text}\n\n{markdown(['', 'seeds', *METRICS.values()], rows)}"
 
 
 def winners(sweep):
@@ -321,45 +317,66 @@ def acer_lead(sweep):
 def beaten(sweep):
     """By task, how likely a run of the reference beats one of each other setting."""
     base, others = sweep.reference, [s for s in sweep.label if s != sweep.reference]
-    scores = sweep.table().loc[[base, *others]]
-    found = stats.bootstrap(scores, p=stats.first_beats)["p"].reshape(len(others), -1, 4)
-    columns = dict(zip([*scores, "mean"], found.transpose(1, 0, 2)))
+    found = np.array([statistics(sweep)[3][base, s] for s in others]).transpose(1, 0, 2)
     text = f"How likely a run of {sweep.label[base]} beats one of the row:"
+    columns = dict(zip([*sweep.table(), "mean"], found))
     return f"{text}\n\n{table(columns, [sweep.label[s] for s in others])}"
 
 
 def ablation(sweep):
     """Settings NAME-clip and NAME-no-clip: both, and what the clip adds."""
     norm, labels = stats.normalised(sweep.table(), sweep.random, np.max), known("labels", "setting")
-    labels = labels["label"][[f"{s}-no-clip" in norm.index for s in labels.index]]
+    both = [{f"{s}-clip", f"{s}-no-clip"} <= set(norm.index) for s in labels.index]
+    labels = labels["label"][both]
     found = stats.bootstrap(
         norm.loc[[f"{s}-{x}" for s in labels.index for x in ("clip", "no-clip")]],
         mean=stats.mean_scores,
         gain=lambda x: stats.mean_scores(x)[::2] - stats.mean_scores(x)[1::2],
+        cost=lambda x: (m := stats.mean_scores(x)[::2]) - m[0],
     )
     bars = {"clip": found["mean"][::2], "no clip": found["mean"][1::2]}
-    text = table(bars | {"what the clip adds": found["gain"]}, labels)
+    added = {"what the clip adds": found["gain"], "what the change adds": found["cost"]}
+    text = table(bars | added, labels)
     return f"{text}\n{sweep.picture(plots.scores, list(labels), bars)}"
+
+
+def by_log_std(sweep):
+    """Settings NAME@LOG_STD by it on Ant and Humanoid, ε = 0.2 on all; 0 is of other pages."""
+    above = sweep.folder.parent
+    held_out, seven = (Sweep(x, sweep.root).done for x in (above, above.with_name("table1")))
+    runs = pd.concat([sweep.done, held_out, seven[seven["setting"] == "clip-0.2"]])
+    name, _, start = runs["setting"].str.partition("@").to_numpy().T
+    scores = runs["score"].fillna(runs["task"].map(sweep.random))
+    scores = scores.groupby([name, runs["task"], np.where(start, start, "0").astype(float)])
+    cells = scores.apply(lambda x: [x.mean(), *extremes(x)]).unstack([1, 2]).sort_index(axis=1)
+    names = known("labels", "setting")["label"]
+    names = names[names.index.isin(cells.index)]
+    columns = {f"{t}, {x:g}": cells.loc[names.index, (t, x)] for t, x in cells if t in HELD_OUT}
+    clip = cells.loc["clip-0.2"].unstack()
+    text = "Mean score and its range over seeds, by the log std at the start.\n\n"
+    text += table(columns, names, short) + "\nClipping, ε = 0.2:\n\n"
+    return text + table(dict(clip), clip.index, short)
 
 
 KL = {"KL[pi_old, pi] after an update": [kl, plots.kl]}
 TASKS = {"By task": [by_task]}
 APART = {"Which rows do the data tell apart?": [told_apart]}
 BEATEN = {"Who beats whom?": [beaten]}
-HELD_OUT = BEATEN | KL | {"Entropy": [plots.entropy]}
+ENTROPY = {"Entropy": [plots.entropy]}
 ATARI = {"Who wins?": [winners], "How large is ACER's lead in the paper?": [acer_lead]}
 RIVALS = partial(by_task, interval=stats.t_interval, paper="paper_fig3")
 PAGES = {  # sections of the answer, sections of the details, options of Sweep
     "mujoco": ([by_algorithm, plots.curves], {}, {"smooth": 1, "beside": True}),
     "table1": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "table1-2017": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
-    "held-out": ([by_task, plots.curves], HELD_OUT, {"reference": "clip-0.2"}),
+    "held-out": ([by_task, plots.curves], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
+    "held-out/log-std": ([by_log_std, plots.curves], ENTROPY, {}),
     "rivals": ([RIVALS, plots.curves], BEATEN, {"reference": "ppo"}),
-    "ablation": ([ablation], TASKS | {"Curves": [plots.curves]}, {}),
+    "ablation": ([ablation], TASKS, {}),
     "kl-constants": ([summary], APART | TASKS | KL, {"reference": "defaults"}),
     "no-clip": ([by_task, plots.curves], KL, {"smooth": 1}),
-    "bfloat16": ([differences, plots.curves], TASKS, {"reference": "float32"}),
-    "bfloat16/halves": ([differences, plots.curves], TASKS, {"reference": "float32"}),
+    "bfloat16": ([summary, plots.curves], TASKS, {"reference": "float32"}),
+    "bfloat16/halves": ([summary, plots.curves], TASKS, {"reference": "float32"}),
     "atari": ([by_algorithm, plots.curves], ATARI, {"smooth": 3, "beside": True}),
 }
 
@@ -375,7 +392,8 @@ def page(name, folder, root, mark="##"):
         parts += [f"{mark} {title}\n"] * bool(title and any(made)) + list(filter(None, made))
     for file in sorted(folder.glob("*/runs.csv")):
         text, pictures = page(f"{name}/{file.parent.name}", file.parent, root, f"{mark}#")
-        parts += [file.with_name("answer.md").read_text(), text]
+        answer = file.with_name("answer.md")
+        parts += [answer.read_text() if answer.exists() else f"{mark} {file.parent.name}\n", text]
         sweep.pictures += pictures
     return "\n".join(parts), sweep.pictures
 
@@ -396,6 +414,8 @@ def main():
         write(out / "curves.csv", merged(read(out / "curves.csv"), points))
     elif not (out / "runs.csv").exists():
         return f"neither {folder} nor {out / 'runs.csv'} is there"
+    if "/" in args.name:  # a section of a page
+        args.name, out = args.name.split("/")[0], out.parent
     text, pictures = page(args.name, out, out)
     for draw, path, *rest in pictures:
         draw(path, *rest)

@@ -61,13 +61,8 @@ def beats(x_row, y_row):
 
 
 def all_pairs(rows):
-    """[S (S-1) / 2, ...]: beats(), mean over tasks, for combinations() of rows."""
-    return [beats(x, y).mean(0) for x, y in combinations(rows, 2)]
-
-
-def first_beats(rows):
-    """[(S-1) (T+1), ...]: how likely the first row beats each other, by task, then the mean."""
-    found = [beats(rows[0], row) for row in rows[1:]]
+    """[S (S-1) / 2 (T+1), ...]: beats() by task, then its mean, for combinations() of rows."""
+    found = [beats(x, y) for x, y in combinations(rows, 2)]
     return np.concatenate([[*x, x.mean(0)] for x in found])
 
 
@@ -82,21 +77,6 @@ def spearman(x, y):
     """[...]: Spearman's rank correlation of x [n, ...] with y [n]."""
     x, y = (stats.zscore(stats.rankdata(z, axis=0), axis=0) for z in (x, y))
     return np.tensordot(y, x, 1) / len(y)
-
-
-def difference(x_row, y_row, random):
-    """By how much x exceeds y on each task, in units of what y learned: its mean less random's.
-
-    Also the mean over tasks with its 95% t interval, of one spread for all; NaN for two seeds.
-    """
-    gain = np.array([y.mean() for y in y_row]) - np.asarray(random)
-    each = np.array([x.mean() - y.mean() for x, y in zip(x_row, y_row)]) / gain
-    cells, scale = [*x_row, *y_row], [*gain, *gain]
-    free = sum(len(x) - 1 for x in cells)
-    spread = np.sqrt(sum(len(x) * np.var(x) / g**2 for x, g in zip(cells, scale)) / max(free, 1))
-    half = stats.t.ppf(0.975, free) * spread * np.sqrt(sum(1 / len(x) for x in cells)) / len(gain)
-    half = half if min(map(len, cells)) >= FEWEST else np.nan
-    return each, [each.mean(), each.mean() - half, each.mean() + half]
 
 
 def lead(x, y):

@@ -336,7 +336,7 @@ def test_learns(rival, flags):
     assert np.mean(scores[-100:]) > 0.8 * np.mean(scores[:100])  # 0 is perfect
     if rival is vpg:
         for row, next_row in zip(run.rows, run.rows[1:]):
-            low, high = row["kl"] < 0.005, row["kl"] > 0.02
+            low, high = row["final_kl"] < 0.005, row["final_kl"] > 0.02
             factor = 1.5 if low else 1 / 1.5 if high else 1
             assert next_row["learning_rate"] == pytest.approx(factor * row["learning_rate"])
 

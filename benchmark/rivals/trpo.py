@@ -100,7 +100,7 @@ def line_search(attempt, max_kl, tries=10):
     return 0.0, *attempt(0.0)
 
 
-METRICS = ("step_fraction", "surrogate_gain", "kl")
+METRICS = ("step_fraction", "surrogate_gain", "final_kl")
 
 
 def trust_region_step(agent, args, x, actions, advantages):

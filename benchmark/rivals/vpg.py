@@ -122,8 +122,8 @@ def train(args, envs, run):
         row = dict(learning_rate=adam.step_size.item())
         row["objective"] = policy_step(agent, adam, x, batch.actions, advantages)
         with torch.no_grad():
-            row["kl"] = kl_divergence(old_pi, agent.policy(x)).mean().item()
-        adam.step_size.fill_(adapt(row["learning_rate"], row["kl"], args.desired_kl))
+            row["final_kl"] = kl_divergence(old_pi, agent.policy(x)).mean().item()
+        adam.step_size.fill_(adapt(row["learning_rate"], row["final_kl"], args.desired_kl))
         row["value_loss"] = fit_values(step, args, rng, x, targets)
         if args.norm_obs:  # after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
