@@ -14,10 +14,10 @@ there is of the run directory are sent there, and new files come back every --sy
 the end.
 
 Finished and diverged runs are skipped; the others go on from the last checkpoint that came back,
-bit for bit. A run that fails is tried once more, then listed with the end of its log; all of the
-log is in DIR.log. Ctrl-C or SIGTERM lets every run write a checkpoint, fetches it and ends; a
-second one does not wait. Exit code: 0 all finished or diverged, 1 some failed, 2 bad usage, 130,
-143 or 129 stopped.
+bit for bit. A run that fails is tried once more, unless its command is wrong, then listed with the
+end of its log; all of the log is in DIR.log. Ctrl-C or SIGTERM lets every run write a checkpoint,
+fetches it and ends; a second one does not wait. Exit code: 0 all finished or diverged, 1 some
+failed, 2 bad usage, 130, 143 or 129 stopped.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ if os.fork():
 sys.stdin.read()  # ends when the worker says so, or ends itself, however that comes
 try:
     os.killpg(int(sys.argv[1]), 9)
-except ProcessLookupError:
+except OSError:
     pass
 shutil.rmtree(sys.argv[2], ignore_errors=True)
 """
@@ -89,17 +90,25 @@ def read_new(directory, seen):
 
     None for those of replay/ that are gone: acer.py removes what it needs no more.
     Left out: unfinished files, and what Weights & Biases keeps."""
-    names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
-    names = [name for name in names if not name.endswith(".tmp") and not name.startswith("wandb/")]
-    files = dict.fromkeys(x for x in seen.keys() - set(names) if x.startswith("replay/"))
-    for name in files:
-        del seen[name]
-    for name in sorted(names, key=write_order, reverse=True):
+    files = {}
+
+    def read(name):
         with suppress(FileNotFoundError):
             stat = (directory / name).stat()
             if seen.get(name) != (stat.st_mtime_ns, stat.st_size):
                 files[name] = (directory / name).read_bytes()
                 seen[name] = stat.st_mtime_ns, stat.st_size
+
+    first = LAST_FILES[:0:-1]  # a checkpoint before a look at what it needs
+    for name in first:
+        read(name)
+    names = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
+    for name in sorted(names - set(first), key=write_order, reverse=True):
+        if not name.endswith(".tmp") and not name.startswith("wandb/"):
+            read(name)
+    for name in [x for x in seen.keys() - names if x.startswith("replay/")]:
+        files[name] = None
+        del seen[name]
     return files
 
 
@@ -224,10 +233,14 @@ def train(coordinator, run_dir, command, sources, path, threads, sync):
         return "stopped", ""
     work, seen = Path(tempfile.mkdtemp(prefix="ppo-")), {}
     directory = work / run_dir
-    write(directory, files)
-    read_new(directory, seen)
-    write(work, sources[command[1]])
-    process, guard = start(work, command, threads, path)
+    try:
+        write(directory, files)
+        read_new(directory, seen)
+        write(work, sources[command[1]])
+        process, guard = start(work, command, threads, path)
+    except BaseException:  # a full disk, say
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
     def heartbeat(files, ended=False):
         done = fraction_done(directory)
@@ -252,7 +265,8 @@ def train(coordinator, run_dir, command, sources, path, threads, sync):
             return "stopped", ""
         log = (work / "log.txt").read_bytes()
         text = f"exit code {process.returncode}: {shlex.join(command)}\n"
-        if process.returncode != 2 and ask(coordinator.crashed, run_dir, text.encode() + log):
+        again = ask(coordinator.crashed, run_dir, text.encode() + log)
+        if again and process.returncode != 2:
             raise RuntimeError(f"will be tried once more: {text}")
         last_lines = log.decode(errors="replace").splitlines()[-15:]
         return "failed", text + "\n".join(f"    {line}" for line in last_lines)
@@ -298,7 +312,7 @@ def read_commands(lines):
             raise ValueError(f"not `python SCRIPT.py [flags] --run-dir DIR`: {line.strip()}")
         path = PurePosixPath(run_dir)
         for part in (path, PurePosixPath(command[1])):
-            if part.is_absolute() or ".." in part.parts:
+            if part.is_absolute() or ".." in part.parts or not part.parts:
                 raise ValueError(f"must be relative to here and below: {part}")
         if str(path) in commands:
             raise ValueError(f"--run-dir {path}: of two commands")
@@ -375,17 +389,21 @@ def connect(args):
         resources = {"address": args.address}
     else:
         workers = args.workers or max(1, int(cores() / max(args.cpus, 1)))
-        resources = {"address": "local", "num_cpus": max(1, round(workers * args.cpus))}
+        resources = {"address": "local", "num_cpus": workers}
         resources |= {"include_dashboard": False, "object_store_memory": 10**8}
     try:
         ray.init(**resources, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"Ray, {resources['address']}: {reason}") from error
-    for name, wanted in (("CPU", args.cpus), ("GPU", args.gpus)):
-        most = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
-        if wanted > most:
-            raise ValueError(f"--{name.lower()}s {wanted:g}: no machine has more than {most:g}")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": args.cpus if args.address else 1, "GPU": args.gpus}
+    for name, number in wanted.items():
+        most = max(node.get(name, 0) for node in nodes)
+        if number > most:
+            raise ValueError(f"--{name.lower()}s {number:g}: no machine has more than {most:g}")
+    if not any(all(node.get(name, 0) >= x for name, x in wanted.items()) for node in nodes):
+        raise ValueError(f"--cpus {args.cpus:g} --gpus {args.gpus:g}: no machine has both")
 
 
 def submit(args, commands):
@@ -402,8 +420,9 @@ def submit(args, commands):
     # One object for all: Ray keeps the order of tasks only among those that need the same objects.
     sources = ray.put(sources)
     task = ray.remote(train).options(
-        num_cpus=args.cpus, num_gpus=args.gpus, max_retries=LOST_WORKERS, retry_exceptions=True
-    )
+        num_cpus=args.cpus if args.address else 1,  # here --workers says how many at a time
+        num_gpus=args.gpus, max_retries=LOST_WORKERS, retry_exceptions=True,
+    )  # fmt: skip
     path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = max(1, int(args.cpus))
     return coordinator, {
@@ -453,10 +472,11 @@ def sweep(args, commands):
         ready, _ = ray.wait(list(pending), timeout=TICK)
         for ref in ready:
             run_dir, (status, text) = pending.pop(ref), result(ref)
-            if status == "failed":
+            if status not in ("finished", "diverged") and not stopped:
                 failed[run_dir] = text
             display.ended(run_dir, status, text.splitlines()[0] if text else "")
         running = ray.get(coordinator.state.remote(stop=bool(stopped)))
+        running = {r: running[r] for r in running.keys() & set(pending.values())}
         display.state(running)
         if stopped:
             if not deadline:
@@ -486,7 +506,7 @@ def parse_args():
     parser.add_argument("--skip", metavar="RUNS_CSV", help="skip the runs done by this report")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
-    for name, least in (("workers", 1), ("cpus", 0), ("gpus", 0), ("sync", 0)):
+    for name, least in (("workers", 1), ("cpus", 0.01), ("gpus", 0), ("sync", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             parser.error(f"--{name} {value}: must be at least {least}")
     return args

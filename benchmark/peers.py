@@ -95,11 +95,15 @@ def play_at_random(args):
 
 def play_atari_at_random(args):
     """The same with num_envs games at once, by emulators of ale-py."""
+    import ale_py
+    import gymnasium as gym
     import numpy as np
     from ale_py.vector_env import AtariVectorEnv
 
+    gym.register_envs(ale_py)
+    game = gym.spec(f"ALE/{args.env_id}-v5").kwargs["game"]
     games = AtariVectorEnv(
-        args.env_id, args.num_envs, num_threads=args.num_threads, repeat_action_probability=0.0
+        game, args.num_envs, num_threads=args.num_threads, repeat_action_probability=0.0
     )
     games.reset(seed=args.seed)
     rng, number = np.random.default_rng(args.seed), games.single_action_space.n

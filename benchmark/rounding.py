@@ -146,8 +146,8 @@ def main():
     runs = rows[rows["layer"] == "all"].groupby("task", sort=False)
     names = list(runs.groups)
     shares = pd.DataFrame([summary(x) for _, x in runs], names)
-    commands = [f"- {task}: `python {x['command'].iloc[0]}`, commit {x['git_commit'].iloc[0][:7]}\n"
-                for task, x in runs]  # fmt: skip
+    first = runs[["command", "git_commit"]].first().astype(str).itertuples()
+    commands = [f"- {task}: `python {how}`, commit {commit[:7]}\n" for task, how, commit in first]
     text = f"""## What does bfloat16 change in the gradients?
 
 {table(dict(shares.iloc[:, :5].items()), names, "{:.2%}".format)}

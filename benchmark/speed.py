@@ -1,4 +1,4 @@
-"""Speed of our scripts beside other people's, or of any commands, as whole processes.
+"""Speed of our scripts beside other people's, or of any Python scripts, as whole processes.
 
     python benchmark/speed.py --sb3 --cleanrl DIR --peer-python PYTHON --cleanrl-python PYTHON
     python benchmark/speed.py --algorithm trpo --sb3           beside sb3-contrib's TRPO
@@ -252,9 +252,10 @@ def measure(name, program, task, repeat, work, args):
 def environment_alone(task, args, cwd):
     """Microseconds a step of random actions, in a process like those of the programs."""
     steps, what = (2000 * args.num_envs, "random-atari") if args.atari else (20_000, "random")
-    words = [sys.executable, PEERS, what, "--env-id", task.lower() if args.atari else task]
-    words += ["--total-timesteps", steps, "--num-envs", args.num_envs, "--num-threads", args.cores]
-    return float(run(words, args, cwd, {})[-1].splitlines()[-1])
+    words = [sys.executable, PEERS, what, "--env-id", task, "--total-timesteps", steps]
+    words += ["--num-envs", args.num_envs, "--num-threads", args.cores]
+    code, *_, output = run(words, args, cwd, {})
+    return None if code else float(output.splitlines()[-1])
 
 
 def table(data):

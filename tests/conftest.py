@@ -17,7 +17,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 ALL = [import_module(path.stem) for path in sorted(ROOT.glob("ppo_*.py"))]
 MUJOCO_SCRIPTS = [script for script in ALL if script.__name__ != "ppo_atari"]
-SCRIPTS = MUJOCO_SCRIPTS  # its former name
 torch.set_num_threads(1)
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the forkserver, and for toys
 
@@ -47,9 +46,6 @@ class FakeRun:
 
     def episode(self, *row):
         self.episodes.append(row)
-
-
-Notes = FakeRun  # its former name
 
 
 def minibatch_of(script, agent, size):
@@ -133,6 +129,7 @@ class Program:
         self.process.join(timeout)
         if self.process.exitcode is None:
             os.kill(self.process.pid, signal.SIGKILL)
+            self.process.join()
         return self.process.exitcode
 
 

@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 import torch
 import toys
-from conftest import MUJOCO_SCRIPTS, Program, results, rows, snapshot
+from conftest import Program, results, rows, snapshot
 
 import ppo_continuous
+import ppo_klpen
 
 FEW = "--num-steps 64 --minibatch-size 32 --total-timesteps 512 --update-epochs 2".split()
-every_script = pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+# What these cases concern is the same bytes in the three MuJoCo scripts: test_drift.py. One of them
+# has a state of its own besides, beta.
+one_script = pytest.mark.parametrize("script", [ppo_klpen])
 
 
 def few(toy, *flags):
@@ -32,7 +35,7 @@ def few(toy, *flags):
 
 def ended(program, code, *words):
     """The text of a program that ended with this code, and with one line on stderr if not 0."""
-    assert program.wait(timeout=20) == code, program.out + program.err
+    assert program.wait(timeout=60) == code, program.out + program.err
     assert program.err.count("\n") == (code not in (0, 130, 143)), program.err
     assert "Traceback" not in program.err
     assert all(word in program.out + program.err for word in words), program.out + program.err
@@ -66,7 +69,7 @@ ENDS = [  # a file, flags, a signal, the exit code
     ("rot", (), None, 3),
     ("nothing", ("--total-timesteps", "1e7"), signal.SIGINT, 130),
 ]
-ENDS = [(script, *end) for script in MUJOCO_SCRIPTS for end in ENDS]
+ENDS = [(ppo_klpen, *end) for end in ENDS]
 ENDS += [
     (ppo_continuous, "nothing", ("--capture-video",), None, 0),
     (ppo_continuous, "nothing", ("--total-timesteps", "1e7"), signal.SIGTERM, 143),
@@ -104,14 +107,14 @@ def test_refused_environments_are_closed_too(tmp_path):
     assert notes.count("made") == notes.count("closed") > 10
 
 
-@every_script
+@one_script
 def test_environment_that_cannot_be_closed_ends_no_run(script, tmp_path):
     """What it earned is written by then."""
     ended(Program(script, tmp_path / "cwd", *few("CannotClose", "--num-envs", 2)), 0, "finished")
     assert status(tmp_path / "cwd/run") == "finished"
 
 
-@every_script
+@one_script
 def test_value_targets_that_are_all_equal_are_no_divergence(script, tmp_path):
     """Their variance is 0, and nothing of it can be explained."""
     ended(Program(script, tmp_path / "cwd", *few("PaysNothing", "--gamma", 0)), 0, "finished")
@@ -119,7 +122,7 @@ def test_value_targets_that_are_all_equal_are_no_divergence(script, tmp_path):
         assert float(row["explained_variance"]) <= 1
 
 
-@every_script
+@one_script
 def test_an_environment_with_a_model_of_its_own_is_filmed(script, tmp_path):
     ended(Program(script, tmp_path / "cwd", *few("Model", "--capture-video")), 0, "finished")
     assert list((tmp_path / "cwd/run/videos").glob("*.gif"))
@@ -128,7 +131,7 @@ def test_an_environment_with_a_model_of_its_own_is_filmed(script, tmp_path):
 # Paths do not follow the environment's os.chdir
 
 
-@every_script
+@one_script
 def test_paths_mean_the_directory_of_the_command(script, whole, tmp_path):
     """Whatever the environment does: of the run, of its films, of --eval, of what resumes."""
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
@@ -176,27 +179,24 @@ def test_eval_of_an_endless_task_ends(whole, tmp_path):
     assert len(list((cwd / "run/videos").iterdir())) == 10
 
 
-@every_script
-@pytest.mark.parametrize("name", ["None", "Fails", "FpsZero", "FpsNone"])
+@one_script
+@pytest.mark.parametrize("name", ["None", "List", "Fails", "FpsZero", "FpsNone"])
 def test_films_that_cannot_be_are_refused_at_the_start(script, name, tmp_path):
     """In one line, before there is a directory; without --capture-video it trains."""
     cwd = tmp_path / "cwd"
     argv = few(f"Film{name}", "--capture-video")
     ended(Program(script, cwd, *argv), 2, f"toys:Film{name}-v0")
     assert not (cwd / "run").exists()
-    if script is ppo_continuous:
-        ended(Program(script, cwd, *argv[:-1]), 0, "finished")
+    ended(Program(script, cwd, *argv[:-1]), 0, "finished")
 
 
 @pytest.mark.parametrize(
-    "name", ["List", "FailsLater", "ExitsLater", "NoneLater", "ListLater", "GrowsLater", "Draws"]
+    "name", ["FailsLater", "ExitsLater", "NoneLater", "ListLater", "GrowsLater", "Draws"]
 )
 def test_films_that_fail_later_cost_no_run(name, whole, tmp_path):
     """The run says so and comes to the same."""
     cwd, argv = tmp_path / "cwd", few(f"Film{name}", "--capture-video")
     program = Program(ppo_continuous, cwd, *argv)
-    if name == "List" and program.wait() == 2:
-        return  # that can be known at the start
     text = ended(program, 0, "finished")
     assert results(cwd / "run") == whole(ppo_continuous, *few("Toy"))
     if name in ("FailsLater", "ExitsLater", "NoneLater"):
@@ -209,7 +209,7 @@ def test_films_leave_the_global_generators_alone(whole, tmp_path):
     assert results(tmp_path / "cwd/run") == whole(ppo_continuous, *few("Draws"))
 
 
-@every_script
+@one_script
 def test_ctrl_c_ends_a_film(script, whole, tmp_path):
     """At once, after a checkpoint; and the same command comes to the same bytes."""
     cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("SlowFilm", "--capture-video")
@@ -224,6 +224,7 @@ def test_ctrl_c_ends_a_film(script, whole, tmp_path):
     ended(program, 130)
     assert time.monotonic() - begun < 5
     assert (run / "checkpoint.pt").exists() and status(run) == "interrupted"
+    assert not list(run.glob("videos/*"))
     (cwd / "slow").unlink()
     ended(Program(script, cwd, *argv), 0, "goes on after iteration 1")
     assert results(run) == whole(script, *few("Toy"))
@@ -235,7 +236,7 @@ def test_films_of_mujoco_cost_seconds(tmp_path):
     program = Program(ppo_continuous, cwd, *flags, "--run-dir", "run", "--capture-video")
     begun = time.monotonic()
     code = program.wait(timeout=100)
-    if code == 2 and "render" in program.err.lower() + "gl" * ("GL" in program.err):
+    if code == 2 and re.search("render|GL", program.err):
         pytest.skip(program.err)
     assert code == 0 and time.monotonic() - begun < 60, program.err
     (film,) = (cwd / "run/videos").iterdir()
@@ -260,7 +261,7 @@ def test_what_means_the_same_comes_to_the_same(same, name, whole, tmp_path):
     assert results(tmp_path / "cwd/run") == whole(ppo_continuous, *few(same))
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("name", ["EndsInt", "EndsArray"])
 def test_a_count_for_a_flag_changes_no_advantage(script, name, whole, tmp_path):
     """1 - done is 0 or 1 in every script."""
@@ -268,7 +269,7 @@ def test_a_count_for_a_flag_changes_no_advantage(script, name, whole, tmp_path):
     assert results(tmp_path / "cwd/run") == whole(script, *few("EndsBool"))
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("name", ["OldStep", "OldReset", "Raises", "EarlyReset", "Listed"])
 def test_environments_that_cannot_be_used_are_refused(script, name, tmp_path):
     """At the start, in one line, with nothing left behind."""
@@ -292,7 +293,7 @@ def test_doubles_are_vectors_of_floats(tmp_path):
     ended(Program(ppo_continuous, tmp_path / "cwd", *few("ActsDoubles")), 0, "finished")
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("name", toys.SPACES)
 def test_observations_flatten_as_gymnasium_flattens_them(script, name):
     """Discrete parts one-hot, Dict in the order of its keys; a Box of any shape row by row."""
@@ -355,7 +356,7 @@ def test_environment_that_fails_is_named_in_one_line(name, words, tmp_path):
     assert not (run / "agent.pt").exists()
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("every", [1, 25])
 def test_mended_environment_goes_on(script, every, whole, tmp_path):
     """From the last checkpoint, or from the start; the same command, and to the same bytes."""
@@ -423,7 +424,7 @@ INFINITE = [  # toys, flags, the name, the iteration
 ]
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("name, flags, tensor, iteration", INFINITE)
 def test_what_is_not_finite_is_named_where_it_arises(
     script, name, flags, tensor, iteration, tmp_path
@@ -439,7 +440,7 @@ def test_what_is_not_finite_is_named_where_it_arises(
 # Same command, same bytes
 
 
-@every_script
+@one_script
 def test_global_generators_are_seeded(script, whole, tmp_path):
     """Twice the same bytes; and after SIGKILL, with one environment."""
     cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("Draws", "--checkpoint-every", 2)
@@ -459,7 +460,7 @@ def killed_between_checkpoints(script, cwd, argv):
     (cwd / "run/summary.json").unlink(missing_ok=True)
 
 
-@every_script
+@one_script
 def test_actions_are_kept_as_they_were(script, whole, tmp_path):
     """An environment may write into the array that it is given; a killed run replays it exactly."""
     cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("Sums", "--checkpoint-every", 2)
@@ -493,7 +494,7 @@ LOCKS = {
 }
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("name", LOCKS)
 def test_without_locks_it_goes_on_and_says_so(script, name, whole, tmp_path):
     """On Lustre without -o flock, and where Python has no fcntl."""
@@ -506,7 +507,7 @@ def test_without_locks_it_goes_on_and_says_so(script, name, whole, tmp_path):
 
 STREAMS = "stdin", "stdout", "stderr"
 CLOSED = [(ppo_continuous, fds) for fds in ("1", "2", "1, 2")]
-CLOSED += [(script, "0, 1, 2") for script in MUJOCO_SCRIPTS]
+CLOSED += [(ppo_klpen, "0, 1, 2")]
 
 
 @pytest.mark.parametrize("script, fds", CLOSED)
@@ -580,7 +581,7 @@ def test_directory_may_have_any_name(name, tmp_path):
 # Directories
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("name", ["metrics.csv", "episodes.csv", "checkpoint.pt", "summary.json"])
 def test_somebody_elses_file_is_left_alone(script, name, tmp_path):
     """A directory that holds nothing but one with a name of ours is refused, and stays as it is."""
@@ -658,7 +659,7 @@ def test_two_commands_in_a_second_have_two_directories(other, tmp_path):
     assert sorted(gammas) == sorted([0.99, 0.99, float(other)])
 
 
-@every_script
+@one_script
 @pytest.mark.parametrize("env_id", ["Pusher", "pusher"])
 def test_pusher_is_one_that_works(script, env_id):
     """Pusher-v4 needs MuJoCo 2."""
@@ -678,7 +679,7 @@ def changed(script, folder, old, new):
     return path
 
 
-@every_script
+@one_script
 def test_another_activation_trains_on_the_policy_that_it_plays(script, tmp_path):
     """ReLU in mlp(): the first minibatch of each rollout has ratio 1, and --no-compile agrees."""
     path = changed(script, tmp_path, "nn.Tanh()", "nn.ReLU()")
@@ -698,7 +699,7 @@ def test_another_activation_trains_on_the_policy_that_it_plays(script, tmp_path)
 LINE = "    value_loss, entropy = error.mean(), pi.entropy().mean()\n"
 
 
-@every_script
+@one_script
 def test_values_that_steer_python_are_refused(script, tmp_path):
     """A tensor read through .numpy() or .item() in update(): exit 2, by the line's number."""
     reads = "ratio.max().item()", "float(ratio.max())", "ratio.detach().numpy().max()"
@@ -714,7 +715,7 @@ def test_values_that_steer_python_are_refused(script, tmp_path):
         ended(Program(path, folder / "plain", *few("Toy", "--no-compile")), 0)
 
 
-@every_script
+@one_script
 def test_a_counter_in_update_is_found_out(script, tmp_path):
     """It would stand still in the replay: exit 1 with a line that says --no-compile."""
     counts = "    args.calls = getattr(args, 'calls', 0) + 1\n"
@@ -724,7 +725,7 @@ def test_a_counter_in_update_is_found_out(script, tmp_path):
     ended(Program(path, tmp_path / "plain", *few("Toy", "--no-compile")), 0)
 
 
-@every_script
+@one_script
 def test_a_replay_tells_constants_from_what_has_their_memory(script):
     """A constant that is freed leaves its address to another tensor, whose values vary."""
 
@@ -740,7 +741,7 @@ def test_a_replay_tells_constants_from_what_has_their_memory(script):
         assert np.allclose(replay(np.full(32, 3, np.float32)), expected)
 
 
-@every_script
+@one_script
 def test_a_replay_that_gives_nan_is_found_out(script):
     """As any other difference from PyTorch: a tensor that the function keeps is no input."""
     kept = torch.full((32,), torch.nan)

@@ -91,7 +91,7 @@ BAD = [(ppo_continuous, *case) for case in BAD] + [
 def test_bad_input_is_refused_in_one_line(script, flags, words, tmp_path):
     """It names the flag, the value and what would be right; exit 2, and nothing left behind."""
     program = Program(script, tmp_path / "cwd", *flags.split())
-    assert program.wait(timeout=10) == 2
+    assert program.wait(timeout=60) == 2
     assert program.err.startswith(f"{script.__name__}.py: ") and program.err.count("\n") == 1
     assert len(program.err) < 400 and not re.search(r"\d\.\d{7}", program.err)
     assert program.err.count("Unrecognized options") <= 1  # not the title of tyro's box as well
@@ -103,7 +103,7 @@ def test_bad_input_is_refused_in_one_line(script, flags, words, tmp_path):
 def test_bad_input_is_named_where_no_box_can_be_drawn(script, tmp_path):
     before = "import sys; sys.stdout.reconfigure(encoding='ascii')"
     program = Program(script, tmp_path / "cwd", "--env-idd", "Hopper", before=before)
-    assert program.wait(timeout=10) == 2
+    assert program.wait(timeout=60) == 2
     assert "--env-idd" in program.err and program.err.count("\n") == 1
 
 

@@ -167,6 +167,7 @@ def needs_ray():
         ("python fake.py --run-dir", "expected one argument"),
         ("python fake.py --run-dir /a", "must be relative"),
         ("python fake.py --run-dir ../a", "must be relative"),
+        ("python fake.py --run-dir .", "must be relative"),
         ("python fake.py --run-dir a\npython fake.py --seed 2 --run-dir=a", "of two commands"),
     ],
 )
