@@ -36,7 +36,7 @@ import time
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, redirect_stderr, suppress
+from contextlib import redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
@@ -431,7 +431,7 @@ class Stop(Exception):
 def show(line, file=1):
     """Prints. Never fails, even after Ctrl-C has ended the `tee` that it is piped to."""
     with suppress(OSError):
-        os.write(file, f"{line}\n".encode(errors="surrogateescape"))
+        os.write(file, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def resolve(name):
@@ -470,6 +470,12 @@ def make_env(args, video=False, num_envs=1, **kwargs):
 
     with ThreadPoolExecutor(1) as thread:  # what it starts will not displace the network's threads
         return thread.submit(begin).result()
+
+
+def close(env):
+    """Whatever it raises: all that counts is written by now."""
+    with suppress(BaseException):
+        env.close()
 
 
 def sizes(env):
@@ -669,7 +675,7 @@ class Run:
         header = "global_step,episodic_return,episodic_length\n"
         self.rows = {"metrics.csv": [], "episodes.csv": [header]}
         self.seconds = self.last_step = 0
-        self.exit_code = None  # that a signal asks for
+        self.exit_code, self.pid = None, os.getpid()  # the code that a signal asks for
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         self.versions = {d.name: d.version for d in distributions() if d.name in packages}
         self.versions |= dict(python=sys.version.split()[0], device=processor)
@@ -730,8 +736,8 @@ class Run:
 
     def on_signal(self, signum, _):
         """Ends the run after this iteration; a second signal ends it at once."""
-        if self.exit_code:
-            os._exit(self.exit_code)
+        if self.exit_code or os.getpid() != self.pid:  # as in a process of an environment
+            os._exit(128 + signum)
         self.exit_code = 128 + signum
         show("\nstops after this iteration; the same command will resume from there")
 
@@ -748,7 +754,7 @@ class Run:
                     id=self.saved_args["wandb_id"], resume="allow", name=self.dir.name,
                     config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
                 )  # fmt: skip
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             show(f"goes on without Weights & Biases: {error}")
             self.args.track = False
 
@@ -866,7 +872,8 @@ class Run:
     def fail(self, error):
         """Keeps the traceback of what ended the run, and says so in summary.json."""
         with suppress(OSError):
-            (self.dir / "error.txt").write_text("".join(traceback.format_exception(error)))
+            text = "".join(traceback.format_exception(error))
+            (self.dir / "error.txt").write_bytes(text.encode(errors="backslashreplace"))
             if self.state:
                 status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
                 kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
@@ -917,8 +924,9 @@ def evaluate(args, policy):
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
-        with closing(make_env(run_args, args.capture_video)) as env:
-            agent = policy(*sizes(env), run_args)
+        env = make_env(run_args, args.capture_video)
+        close(env)
+        agent = policy(*sizes(env), run_args)
         shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
         if shapes[0] != shapes[1]:
             raise ValueError(f"its agent is not for {run_args.env_id}")
@@ -928,7 +936,10 @@ def evaluate(args, policy):
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
-        returns.append(play(run_args, agent, (args.seed * 1000 + i) % 2**53, video))
+        try:
+            returns.append(play(run_args, agent, (args.seed * 1000 + i) % 2**53, video))
+        except Exception as error:
+            raise Stop(1, f"--eval {args.eval}: episode {i} failed", error) from error
         show(f"episode {i}: return {returns[-1]:.1f}" + (f", {video}" if video else ""))
     mean, std = np.mean(returns), np.std(returns, ddof=1)
     half = 2.262 * std / 10**0.5  # 2.262: Student's t, 9 degrees of freedom
@@ -1036,7 +1047,7 @@ def main(train, flags, script, policy=Agent):
             show(f"{args.run_dir}: already {status}, score {score and round(score, 2)}")
             return 0 if status == "finished" else 3
         if args.capture_video:
-            make_env(args, video=True).close()
+            close(make_env(args, video=True))
         envs = Envs(args, partial(run.add, "episodes.csv"))
         agent = train(args, envs, run)
         if args.save_model:
@@ -1047,6 +1058,9 @@ def main(train, flags, script, policy=Agent):
         return 130
     except Exception as error:
         code = error.code if isinstance(error, Stop) else 1
+        if run and run.exit_code and code == 1:  # Ctrl-C ends an environment's processes, too
+            run.finish("interrupted")
+            return run.exit_code
         if run and run.files and code != 2:
             run.fail(error)
         if not isinstance(error, Stop | OSError):

@@ -189,10 +189,13 @@ def rollout(args, envs, act, rng):
     obs = zeros(args.num_steps, *envs.obs.shape)
     actions = zeros(args.num_steps, args.num_envs, envs.action_size)
     noise = rng.standard_normal(actions.shape, dtype=np.float32)
-    for t in range(args.num_steps):
-        obs[t] = envs.obs
-        actions[t] = act(envs.obs, noise[t])
-        envs.step(actions[t])
+    with torch.random.fork_rng(devices=()):
+        torch.set_rng_state(envs.torch_state)
+        for t in range(args.num_steps):
+            obs[t] = envs.obs
+            actions[t] = act(envs.obs, noise[t])
+            envs.step(actions[t])
+        envs.torch_state = torch.get_rng_state()
     seen = dict(obs=obs, actions=actions, next_obs=envs.obs)
     return SimpleNamespace(**{k: torch.from_numpy(x) for k, x in seen.items()}, **envs.pop_steps())
 
@@ -388,7 +391,7 @@ class Stop(Exception):
 def show(line, file=1):
     """Prints. Never fails, even after Ctrl-C has ended the `tee` that it is piped to."""
     with suppress(OSError):
-        os.write(file, f"{line}\n".encode(errors="surrogateescape"))
+        os.write(file, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def resolve(name):
@@ -412,6 +415,8 @@ def make_env(args, video=False):
         if args.clip_actions:
             env = gym.wrappers.ClipAction(env)  # (+)
         size, seed = env.observation_space.shape, args.seed % 2**31  # some simulators take a C int
+        if 0 in (*size, *actions.shape):
+            raise ValueError(f"there is nothing to see or to do: {space}, {actions}")
         obs, _ = env.reset(seed=seed)
         next_obs, reward, _, _, _ = env.step(np.zeros(actions.shape, np.float32))
         again, _ = env.reset(seed=seed)
@@ -425,10 +430,17 @@ def make_env(args, video=False):
             if np.ndim(env.render()) != 3 or not env.metadata.get("render_fps", 30) > 0:
                 raise ValueError("no video of it: render() gives no picture, or render_fps is 0")
         return env
-    except (Exception, SystemExit) as error:
-        with suppress(Exception, SystemExit):
-            env.close()
+    except BaseException as error:
+        close(env)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise Stop(2, f"--env-id {args.env_id}", error) from error
+
+
+def close(env):
+    """Whatever it raises: all that counts is written by now."""
+    with suppress(BaseException):
+        env.close()
 
 
 class Envs:
@@ -455,14 +467,14 @@ class Envs:
             self.obs = zeros(N, self.obs_size)  # what is seen now
             for n in range(N):
                 self.reset(n)
+            self.torch_state = torch.get_rng_state()  # of torch's global generator
         except BaseException:
             self.close()
             raise
 
     def close(self):
         for env in self.envs:
-            with suppress(Exception, SystemExit):  # all that counts is written by now
-                env.close()
+            close(env)
 
     def reset(self, n):
         """Begins the next episode of environment n. Raises Stop(1) if it fails."""
@@ -473,9 +485,10 @@ class Envs:
         seed = int(sequence.generate_state(1)[0] >> 1)  # some simulators take a C int
         random.seed(seed)  # and some draw from the global generators
         np.random.seed(seed)
+        torch.manual_seed(seed)
         try:
             self.see(n, self.envs[n].reset(seed=seed)[0])
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise Stop(1, f"{self.args.env_id} failed in reset()", error) from error
 
     def see(self, n, obs):
@@ -492,7 +505,7 @@ class Envs:
             self.see(n, obs)
             reward = float(reward if isinstance(reward, float) else np.asarray(reward).item())
             terminated, truncated = bool(terminated), bool(truncated)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             code, why = (1, "failed in step()") if np.isfinite(action).all() else (3, "diverged")
             raise Stop(code, f"{self.args.env_id} {why} by {action}", error) from error
         self.episode_return[n] += reward
@@ -539,6 +552,7 @@ class Envs:
                 show(f"environment {n} is not deterministic; its episode was restarted")
                 self.num_restarts += 1
                 self.reset(n)
+        self.torch_state = torch.get_rng_state()
 
 
 class Run:
@@ -555,7 +569,7 @@ class Run:
         header = "global_step,episodic_return,episodic_length\n"
         self.rows = {"metrics.csv": [], "episodes.csv": [header]}
         self.seconds = self.last_step = 0
-        self.exit_code = None  # that a signal asks for
+        self.exit_code, self.pid = None, os.getpid()  # the code that a signal asks for
         packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
         self.versions = {d.name: d.version for d in distributions() if d.name in packages}
         self.versions |= dict(python=sys.version.split()[0], device=processor)
@@ -616,8 +630,8 @@ class Run:
 
     def on_signal(self, signum, _):
         """Ends the run after this iteration; a second signal ends it at once."""
-        if self.exit_code:
-            os._exit(self.exit_code)
+        if self.exit_code or os.getpid() != self.pid:  # as in a process of an environment
+            os._exit(128 + signum)
         self.exit_code = 128 + signum
         show("\nstops after this iteration; the same command will resume from there")
 
@@ -634,7 +648,7 @@ class Run:
                     id=self.saved_args["wandb_id"], resume="allow", name=self.dir.name,
                     config=asdict(self.args), dir=self.dir, settings={"init_timeout": 30},
                 )  # fmt: skip
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             show(f"goes on without Weights & Biases: {error}")
             self.args.track = False
 
@@ -752,7 +766,8 @@ class Run:
     def fail(self, error):
         """Keeps the traceback of what ended the run, and says so in summary.json."""
         with suppress(OSError):
-            (self.dir / "error.txt").write_text("".join(traceback.format_exception(error)))
+            text = "".join(traceback.format_exception(error))
+            (self.dir / "error.txt").write_bytes(text.encode(errors="backslashreplace"))
             if self.state:
                 status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
                 kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
@@ -771,7 +786,7 @@ def play(args, agent, seed, video=None, stop=lambda: False):
         every = max(1, round(fps / 25))
         while not returns and envs.global_step < 10_000 and not stop():
             if video and envs.global_step % every == 0 and len(frames) < 500:
-                frames.append(envs.envs[0].render())
+                frames.append(np.array(envs.envs[0].render()))  # some draw into one array
             noise = rng.standard_normal((1, envs.action_size), np.float32)
             envs.step(agent.act(torch.tensor(envs.obs), torch.from_numpy(noise)).numpy())
     if video and not stop():
@@ -791,8 +806,9 @@ def evaluate(args, policy):
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
-        with closing(make_env(run_args, args.capture_video)) as env:
-            agent = policy(*sizes(env), run_args)
+        env = make_env(run_args, args.capture_video)
+        close(env)
+        agent = policy(*sizes(env), run_args)
         shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
         if shapes[0] != shapes[1]:
             raise ValueError(f"its agent is not for {run_args.env_id}")
@@ -802,7 +818,10 @@ def evaluate(args, policy):
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None
-        returns.append(play(run_args, agent, (args.seed * 1000 + i) % 2**53, video))
+        try:
+            returns.append(play(run_args, agent, (args.seed * 1000 + i) % 2**53, video))
+        except Exception as error:
+            raise Stop(1, f"--eval {args.eval}: episode {i} failed", error) from error
         show(f"episode {i}: return {returns[-1]:.1f}" + (f", {video}" if video else ""))
     mean, std = np.mean(returns), np.std(returns, ddof=1)
     half = 2.262 * std / 10**0.5  # 2.262: Student's t, 9 degrees of freedom
@@ -899,7 +918,7 @@ def main(train, flags, script, policy=Agent):
             show(f"{args.run_dir}: already {status}, score {score and round(score, 2)}")
             return 0 if status == "finished" else 3
         if args.capture_video:
-            make_env(args, video=True).close()
+            close(make_env(args, video=True))
         envs = Envs(args, partial(run.add, "episodes.csv"))
         agent = train(args, envs, run)
         if args.save_model:
@@ -910,6 +929,9 @@ def main(train, flags, script, policy=Agent):
         return 130
     except Exception as error:
         code = error.code if isinstance(error, Stop) else 1
+        if run and run.exit_code and code == 1:  # Ctrl-C ends an environment's processes, too
+            run.finish("interrupted")
+            return run.exit_code
         if run and run.files and code != 2:
             run.fail(error)
         if not isinstance(error, Stop | OSError):
@@ -958,14 +980,21 @@ class Replay:
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         call = partial(function)  # of a method or of another partial, too
-        owners = getattr(call.func, "__self__", None), *call.args, *call.keywords.values()
+        owners = [getattr(call.func, "__self__", None), *call.args, *call.keywords.values()]
         for i, x in enumerate(x for x in owners if isinstance(x, nn.Module)):
             self.state |= x.state_dict(prefix=f"{type(x).__name__.lower()}{i or ''}.")
+        inside = [y for x in owners for y in (x.modules() if isinstance(x, nn.Module) else [x])]
+        self.homes = [getattr(x, "__dict__", {}) for x in (*inside, call.func)]
+        self.homes.append(getattr(call.func, "__globals__", {}))
         if enabled:
+            before = self.python_state()
             self.result = self.try_out(Recorder(self))[2].numpy()
+            if changed := self.python_state() - before:
+                name = min(changed, key=str)[1]
+                raise Stop(2, f"{call.func.__name__}() changes {name} of Python: use --no-compile")
 
     def __call__(self, *inputs):
-        for array, x in zip(self.arrays, inputs):
+        for array, x in zip(self.arrays, inputs, strict=True):
             if array is not x:
                 array[...] = x
         if not self.enabled:
@@ -978,6 +1007,12 @@ class Replay:
         if compares:
             self.compare(*expected)
         return self.result
+
+    def python_state(self):
+        """Numbers and lengths of Python that function could change, and a replay would not."""
+        items = ((i, *item) for i, home in enumerate(self.homes) for item in home.items())
+        return {(i, name, len(x) if isinstance(x, list | dict) else x) for i, name, x in items
+                if isinstance(x, int | float | str | list | dict)}  # fmt: skip
 
     def try_out(self, mode):
         """The state before and after function, and its result; puts back state and generator."""
@@ -996,13 +1031,17 @@ class Replay:
         """
         names = [f"result.{i}" for i in range(result.numel())]
         expected |= zip(names, result.flatten())
+        expected = {name: x.double() for name, x in expected.items()}  # counts are integers
         found = self.state | dict(zip(names, torch.from_numpy(self.result).flatten()))
         changes = {name: (x - before.get(name, 0)).norm() for name, x in expected.items()}
+        sizes, moves = {}, {}  # sums over what is of a kind
         for name, x in expected.items():
-            group = [key for key in expected if kind(key) == kind(name)]
-            rounding = 1e-5 * sum(expected[key].norm() for key in group) + 1e-5  # of any layer
+            sizes[kind(name)] = sizes.get(kind(name), 0) + x.norm()
+            moves[kind(name)] = moves.get(kind(name), 0) + changes[name]
+        for name, x in expected.items():
+            rounding = 1e-5 * sizes[kind(name)] + 1e-5
             if not name[-1].isdigit():  # weights: Adam makes steps of a vanishing gradient, too
-                rounding += 2e-2 * sum(changes[key] for key in group)
+                rounding += 2e-2 * moves[kind(name)]
             far = (found[name] - x).norm() > 1e-2 * changes[name] + rounding
             if far or not torch.equal(found[name].isfinite(), x.isfinite()):
                 if self.mismatch:
@@ -1069,7 +1108,8 @@ def repeated(target, result, args, kwargs):
 
     def fill():
         for x, new in zip(tree_leaves(result), tree_leaves(operation())):
-            x.copy_(new)
+            if x is not None:
+                x.copy_(new)
 
     return [operation if target._schema.is_mutable else fill]
 
@@ -1084,7 +1124,7 @@ def total(out, x, axes=None, keep=False):
     if x.ndim == 2 and axes in ([0], [1], [-1]):  # faster than np.add.reduce
         x = x.T if axes == [0] else x
         return [(dot, x, np.ones(x.shape[1], np.float32), out.reshape(-1))]
-    return [(np.add.reduce, x, axes and tuple(axes), None, out, keep)]
+    return [(np.add.reduce, x, tuple(axes) if axes else None, None, out, keep)]
 
 
 dot = np.ndarray.dot
@@ -1095,7 +1135,7 @@ SAME = dict(
     minimum=lambda x, y, out: np.minimum(x, y, out=out), reciprocal=np.reciprocal,
     sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh)  # fmt: skip
 NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's function, *arguments)]
-    "_to_copy": lambda out, x: [(np.copyto, out, x)],
+    "_to_copy": lambda out, x: [(np.copyto, out, x, "unsafe")],
     "addmm": lambda out, b, x, w: [(dot, fast(x), w, fast(out)), (np.add, out, b, out)],
     "clamp": lambda out, x, low=None, high=None: [
         (SAME["maximum"], x, -np.inf if low is None else low, out),
@@ -1109,7 +1149,7 @@ NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's functio
     "mm": lambda out, x, w: [(dot, fast(x), w, fast(out))],
     "pow.Tensor_Scalar": lambda out, x, y: y in (1, 2) and [
         (np.square if y == 2 else np.positive, x, out)],
-    "rsub.Scalar": lambda out, x, y: [(np.subtract, y, x, out)],
+    "rsub.Scalar": lambda out, x, y, a=1: a == 1 and [(np.subtract, y, x, out)],
     "stack": lambda out, xs, dim=0: [
         (np.copyto, np.moveaxis(out, dim, 0)[i, ...], x) for i, x in enumerate(xs)],
     "sum": total,

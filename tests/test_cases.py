@@ -108,10 +108,58 @@ def test_refused_environments_are_closed_too(tmp_path):
 
 
 @one_script
-def test_environment_that_cannot_be_closed_ends_no_run(script, tmp_path):
-    """What it earned is written by then."""
-    ended(Program(script, tmp_path / "cwd", *few("CannotClose", "--num-envs", 2)), 0, "finished")
+@pytest.mark.parametrize("toy", ["CannotClose", "ClosesByExit"])
+def test_environment_that_cannot_be_closed_ends_no_run(script, toy, tmp_path):
+    """What it earned is written by then; neither the trial of a film nor --eval ends by it."""
+    argv = few(toy, "--num-envs", 2, "--capture-video")
+    ended(Program(script, tmp_path / "cwd", *argv), 0, "finished")
     assert status(tmp_path / "cwd/run") == "finished"
+    played = Program(script, tmp_path / "cwd", "--eval", "run", "--env-id", f"toys:{toy}-v0")
+    ended(played, 0, "episode 9", "mean")
+
+
+@one_script
+def test_whatever_an_environment_raises_is_said_in_one_line(script, tmp_path):
+    """And kept, in a locale without its letters, too."""
+    before = "import locale; locale.getpreferredencoding = locale.getencoding = lambda *_: 'ascii'"
+    program = Program(script, tmp_path / "cwd", *few("Panics"), before=before)
+    ended(program, 1, "failed in reset(): GeneratorExit: ein Fehler")
+    assert status(tmp_path / "cwd/run") == "failed"
+    assert "GeneratorExit" in (tmp_path / "cwd/run/error.txt").read_text("utf-8")
+
+
+@one_script
+def test_ctrl_c_that_ends_an_environments_process_too_is_ctrl_c(script, whole, tmp_path):
+    """As from a terminal, which sends it to both: 130, and the same command goes on."""
+    cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("Breaks", "--checkpoint-every", 1)
+    program = Program(script, cwd, *argv).until((run / "checkpoint.pt").exists)
+    (cwd / "broken").touch()
+    ended(program, 130)
+    assert status(run) == "interrupted" and not (run / "error.txt").exists()
+    (cwd / "broken").unlink()
+    ended(Program(script, cwd, *argv), 0, "goes on after iteration")
+    assert results(run) == whole(script, *few("Toy"))
+
+
+def test_sigterm_ends_a_process_that_an_environment_forks(tmp_path):
+    ended(Program(ppo_continuous, tmp_path / "cwd", *few("Forks")), 0, "finished")
+
+
+def test_each_picture_of_a_film_is_kept_as_it_was(tmp_path):
+    ended(Program(ppo_continuous, tmp_path / "cwd", *few("OnePicture", "--capture-video")), 0)
+    from PIL import Image
+
+    film = Image.open(min((tmp_path / "cwd/run/videos").iterdir()))
+    shades = {film.seek(i) or film.convert("L").getpixel((0, 0)) for i in range(film.n_frames)}
+    assert film.n_frames == len(shades) > 2
+
+
+@one_script
+@pytest.mark.parametrize("toy", ["SeesNothing", "ActsNothing"])
+def test_nothing_to_see_or_to_do_is_refused(script, toy, tmp_path):
+    words = f"toys:{toy}-v0: ValueError: there is nothing"
+    ended(Program(script, tmp_path / "cwd", *few(toy)), 2, words)
+    assert not (tmp_path / "cwd/run").exists()
 
 
 @one_script
@@ -201,6 +249,9 @@ def test_films_that_fail_later_cost_no_run(name, whole, tmp_path):
     assert results(cwd / "run") == whole(ppo_continuous, *few("Toy"))
     if name in ("FailsLater", "ExitsLater", "NoneLater"):
         assert text.count("no video of step") == 8
+    if name == "FailsLater":
+        played = "--eval", "run", "--env-id", f"toys:Film{name}-v0", "--capture-video"
+        ended(Program(ppo_continuous, cwd, *played), 1, "--eval run: episode 0 failed")
 
 
 def test_films_leave_the_global_generators_alone(whole, tmp_path):
@@ -441,14 +492,15 @@ def test_what_is_not_finite_is_named_where_it_arises(
 
 
 @one_script
-def test_global_generators_are_seeded(script, whole, tmp_path):
-    """Twice the same bytes; and after SIGKILL, with one environment."""
-    cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("Draws", "--checkpoint-every", 2)
+@pytest.mark.parametrize("toy", ["Draws", "DrawsByTorch"])
+def test_global_generators_are_seeded(script, toy, whole, tmp_path):
+    """Twice the same bytes; and after SIGKILL, with one environment, and with films."""
+    cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few(toy, "--checkpoint-every", 2)
     killed_between_checkpoints(script, cwd, argv)
-    ended(Program(script, cwd, *argv), 0)
-    assert results(run) == whole(script, *few("Draws"))
+    ended(Program(script, cwd, *argv, "--capture-video"), 0)
+    assert results(run) == whole(script, *few(toy))
     assert json.loads((run / "summary.json").read_text())["restarted_episodes"] == 0
-    several = few("Draws", "--num-envs", 2)
+    several = few(toy, "--num-envs", 2)
     ended(Program(script, tmp_path / "two", *several), 0)
     assert results(tmp_path / "two/run") == whole(script, *several)
 

@@ -78,6 +78,7 @@ class Layers(nn.Module):
             nn.Linear(O, 32), nn.LayerNorm(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 16),
             nn.SiLU(), nn.Linear(16, 1), nn.Softplus(),
         )  # fmt: skip
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def forward(self, x):
         return self.net(x).squeeze(-1)
@@ -104,7 +105,15 @@ def odd(model, x, y):
     return z - ((model(x) - y) * count).abs().sum() + (y * y.flip(0)).mean()
 
 
-@pytest.mark.parametrize("objective", [huber, rpo, odd])
+def layers_of_all_kinds(model, x, y):
+    """Some have a result that is None, count in integers, or sum over no axis."""
+    model.count += 1
+    z = nn.functional.conv1d(x[:, None], model.net[0].weight[:2, None]).flatten(1).sum(1)
+    z = z * torch.rsub(y, 1, alpha=2) * y.relu().bool() / model.count
+    return z.square().sum(dim=()) / 100 + model(x).mean()
+
+
+@pytest.mark.parametrize("objective", [huber, rpo, odd, layers_of_all_kinds])
 def test_whatever_a_copy_computes_is_replayed(objective):
     """From the same random numbers, to rounding; the generator ends where PyTorch leaves it."""
 
@@ -273,7 +282,14 @@ COPIES = {  # what is changed in a copy: the exit code, and words of the line th
         ADAM,
         "    args.calls = getattr(args, 'calls', 0) + 1\n"
         "    adam.step(learning_rate / args.calls)\n",
-        1, "update() differs in",
+        2, "update() changes calls",
+    ),
+    "gradients accumulated": (
+        ADAM,
+        "    args.calls = getattr(args, 'calls', 0) + 1\n"
+        "    if args.calls % 64 == 0:\n"
+        "        adam.step(learning_rate)\n",
+        2, "update() changes calls",
     ),
     "another distribution": (
         "Independent(Normal(self.actor(features), self.log_std.exp()), 1)",

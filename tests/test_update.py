@@ -18,6 +18,7 @@ class FakeEnvs:
 
     def __init__(self, dtype=np.float64):
         self.rng, self.played, self.dtype = np.random.default_rng(1), [], dtype
+        self.torch_state = torch.get_rng_state()
         self.obs = self.observe()
 
     def normal(self, std, *shape):

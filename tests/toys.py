@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
 
 
@@ -238,6 +240,64 @@ class CannotClose(Toy):
 
     def close(self):
         raise RuntimeError("the door is stuck")
+
+
+class ClosesByExit(Toy):
+    """Its close() ends the process."""
+
+    def close(self):
+        sys.exit(0)
+
+
+class Panics(Toy):
+    """Its ninth episode fails by what is no Exception, in letters that not all can write."""
+
+    def reset(self, **kwargs):
+        self.episodes = getattr(self, "episodes", 0) + 1
+        if self.episodes == 9:
+            raise GeneratorExit("ein Fehler \u00fc \ud800")
+        return super().reset(**kwargs)
+
+
+class Breaks(Toy):
+    """While there is a file named broken, Ctrl-C ends a process that it works with, as well."""
+
+    def step(self, action):
+        if Path("broken").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise BrokenPipeError("it is gone")
+        return super().step(action)
+
+
+class Forks(Toy):
+    """Has a process for a while, which SIGTERM ends."""
+
+    def reset(self, **kwargs):
+        if not (pid := os.fork()):
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(0.02)
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        return super().reset(**kwargs)
+
+
+class DrawsByTorch(Toy):
+    """What it shows comes from torch's global generator."""
+
+    def observe(self):
+        self.number = torch.rand(1).numpy()
+        return self.number
+
+
+class OnePicture(Toy):
+    """Draws every picture into the same array."""
+
+    picture = np.zeros((16, 16, 3), np.uint8)
+
+    def render(self):
+        self.picture += 20
+        return self.picture
 
 
 class Ends(Toy):
@@ -509,9 +569,11 @@ for name, space in SPACES.items():
     gym.register(f"{name}-v0", Spaces, max_episode_steps=10, kwargs={"space": space})
 for toy in (Moves, Worker, CannotClose, Draws, Sums, Reuses, CInt, EarlyReset, OldReset):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
-for toy in (Faulty, Last, SlowFilm, SlowStart, Talks):
+others = ClosesByExit, DrawsByTorch, Faulty, Last, OnePicture, Panics, SlowFilm, SlowStart, Talks
+for toy in (Breaks, Forks, *others):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Forever-v0", Toy)
+gym.register("SeesNothing-v0", Spaces, kwargs={"space": Box(-1, 1, (0,))})
 gym.register("OldStep-v0", Later, kwargs=dict(after=0, change=lambda *result: result[:-1]))
 gym.register("Listed-v0", Spaces, kwargs={"space": Sequence(Discrete(3))})
 for name, (yes, no) in {
@@ -596,5 +658,6 @@ for name, space in {
     "Bits": MultiBinary(4),
     "Dict": Dict(a=Box(-1, 1, (1,))),
     "Doubles": Box(-1, 1, (1,), np.float64),
+    "Nothing": Box(-1, 1, (0,)),
 }.items():
     gym.register(f"Acts{name}-v0", Acts, max_episode_steps=10, kwargs={"space": space})
