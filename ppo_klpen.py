@@ -203,7 +203,7 @@ def rollout(args, envs, act, rng):
     obs = zeros(args.num_steps, *envs.obs.shape)
     actions = zeros(args.num_steps, args.num_envs, envs.action_size)
     noise = rng.standard_normal(actions.shape, dtype=np.float32)
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()):  # environments may draw from it, apart from update()
         torch.set_rng_state(envs.torch_state)
         for t in range(args.num_steps):
             obs[t] = envs.obs
