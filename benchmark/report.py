@@ -253,7 +253,7 @@ def summary(sweep):
         "best setting = 1": setting["mean"],
         "IQM": run["iqm"],
         "all of training": whole["mean"],
-        f"less {sweep.label[base]}": [x if any(x) else "-" for x in run["less"]],
+        f"less {sweep.label[base]}": [x if x[0] else "-" for x in run["less"]],
         f"P({sweep.label[base]} beats it)": [pairs.get((base, s), ["-"])[-1] for s in sweep.label],
         "runs": there.map(len).sum(axis=1),
     }
