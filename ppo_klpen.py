@@ -998,7 +998,7 @@ class Replay:
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
         self.function, self.enabled, self.operations, self.state = function, enabled, [], {}
-        self.calls = self.mismatch = 0
+        self.calls, self.mismatch = 0, -1  # the last call that differed
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         call = partial(function)  # of a method or of another partial, too
@@ -1023,11 +1023,11 @@ class Replay:
             return self.function(*self.inputs).detach().numpy()
         self.calls += 1  # compared: 1, 2, 4, 8, ...
         compares = self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1
-        expected = self.try_out(nullcontext()) if compares else None
+        tries = [self.try_out(nullcontext(), x) for x in (0, 0, 1e-7)] if compares else ()
         for operation in self.operations:
             operation()
         if compares:
-            self.compare(*expected)
+            self.compare(*tries)
         return self.result
 
     def python_state(self):
@@ -1036,37 +1036,45 @@ class Replay:
         return {(i, name, len(x) if isinstance(x, list | dict) else x) for i, name, x in items
                 if isinstance(x, int | float | str | list | dict)}  # fmt: skip
 
-    def try_out(self, mode):
-        """The state before and after function, and its result; puts back state and generator."""
+    def try_out(self, mode, nudge=0.0):
+        """The state before and after function, and its result; puts back state and generator.
+
+        nudge is what state and inputs are changed by first, as a share of each number.
+        """
+        saved, rng = deepcopy(self.state), torch.Generator().manual_seed(0)
+        inputs = [x * (1 + nudge * torch.randn(x.shape, generator=rng)) for x in self.inputs]
+        for x in (x for x in self.state.values() if nudge and x.is_floating_point()):
+            x *= 1 + nudge * torch.randn(x.shape, generator=rng)
         before = deepcopy(self.state)
         with torch.random.fork_rng(devices=()), mode:
-            result = self.function(*self.inputs).detach()
+            result = self.function(*(inputs if nudge else self.inputs)).detach()
         after = deepcopy(self.state)
         for name, x in self.state.items():
-            x.copy_(before[name])
+            x.copy_(saved[name])
         return before, after, result
 
-    def compare(self, before, expected, result):
-        """Raises Stop(1) if the replay has come to something else for the second time.
+    def compare(self, expected, again, nudged):
+        """Raises Stop(1) if the replay has come to something else twice running.
 
+        What rounding may do is what function makes of state and inputs that are nudged as much.
         Once may be a sample at the very edge of the clip that rounding has put beyond it.
         """
-        names = [f"result.{i}" for i in range(result.numel())]
-        expected |= zip(names, result.flatten())
-        expected = {name: x.double() for name, x in expected.items()}  # counts are integers
-        found = self.state | dict(zip(names, torch.from_numpy(self.result).flatten()))
-        changes = {name: (x - before.get(name, 0)).norm() for name, x in expected.items()}
-        sizes, moves = {}, {}  # sums over what is of a kind
+
+        def changes(before, after, result):
+            results = {f"result.{i}": x.double() for i, x in enumerate(result.flatten())}
+            return {name: x.double() - before[name].double() for name, x in after.items()} | results
+
+        found = changes(expected[0], self.state, torch.from_numpy(self.result))
+        sizes, (_, after, _) = {}, expected  # of all tensors of a kind
+        for name, x in after.items():
+            sizes[kind(name)] = sizes.get(kind(name), 0) + x.double().norm()
+        expected, again, nudged = (changes(*x) for x in (expected, again, nudged))
         for name, x in expected.items():
-            sizes[kind(name)] = sizes.get(kind(name), 0) + x.norm()
-            moves[kind(name)] = moves.get(kind(name), 0) + changes[name]
-        for name, x in expected.items():
-            rounding = 1e-5 * sizes[kind(name)] + 1e-5
-            if not name[-1].isdigit():  # weights: Adam makes steps of a vanishing gradient, too
-                rounding += 2e-2 * moves[kind(name)]
-            far = (found[name] - x).norm() > 1e-2 * changes[name] + rounding
+            rounding = 100 * (nudged[name] - x).norm() + 1e-5 * (1 + sizes.get(kind(name), 0))
+            far = (found[name] - x).norm() > 1e-2 * x.norm() + rounding
+            far |= (again[name] - x).norm() > 0  # function has changed something of Python's
             if far or not torch.equal(found[name].isfinite(), x.isfinite()):
-                if self.mismatch:
+                if self.calls == self.mismatch + 1:
                     what = getattr(self.function, "func", self.function).__name__
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
                 self.mismatch = self.calls
@@ -1074,7 +1082,7 @@ class Replay:
 
 
 def kind(name):
-    """What is compared together: "adam1.means" of "adam1.means.3", "agent" of "agent.log_std"."""
+    """What has one scale: "adam1.means" of "adam1.means.3", "agent" of "agent.log_std"."""
     return name.rpartition(".")[0] if name[-1].isdigit() else name.split(".")[0]
 
 
