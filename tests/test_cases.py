@@ -768,16 +768,6 @@ def test_values_that_steer_python_are_refused(script, tmp_path):
 
 
 @one_script
-def test_a_counter_in_update_is_found_out(script, tmp_path):
-    """It would stand still in the replay: exit 1 with a line that says --no-compile."""
-    counts = "    args.calls = getattr(args, 'calls', 0) + 1\n"
-    counts += "    value_loss = value_loss * args.calls\n"
-    path = changed(script, tmp_path, LINE, LINE + counts)
-    ended(Program(path, tmp_path / "cwd", *few("Toy")), 1, "--no-compile")
-    ended(Program(path, tmp_path / "plain", *few("Toy", "--no-compile")), 0)
-
-
-@one_script
 def test_a_replay_tells_constants_from_what_has_their_memory(script):
     """A constant that is freed leaves its address to another tensor, whose values vary."""
 
