@@ -765,11 +765,17 @@ class Run:
             data = content.getbuffer()
         elif not isinstance(data, bytes):
             data = json.dumps(data, indent=1).encode()
-        with open(self.dir / f"{name}.tmp", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, self.dir / name)
+        temporary = self.dir / f"{name}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.dir / name)
+        except OSError:
+            with suppress(OSError):  # a full disk needs its room
+                temporary.unlink()
+            raise
 
     def resume(self, **state):
         """Starts the run, and brings state to where its last checkpoint left it, if there is one.
