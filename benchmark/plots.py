@@ -2,12 +2,11 @@
 
 from itertools import product
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-matplotlib.use("Agg")
+plt.switch_backend("Agg")
 plt.rcParams.update({
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "savefig.dpi": 110,
     "font.size": 10, "axes.grid": True, "grid.color": "#E6E6E6", "axes.spines.top": False,

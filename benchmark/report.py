@@ -104,8 +104,8 @@ class Sweep:
         self.folder, self.root, self.reference, self.width = folder, root, reference, smooth
         self.runs, self.pictures, self.beside = pd.read_csv(folder / "runs.csv"), [], beside
         self.done = self.runs[self.runs["status"].isin(["finished", "diverged"])]
-        labels, there = known("labels", "setting")["label"], sorted(set(self.done["setting"]))
-        there = [s for s in there if "@" not in s]  # by_log_std() looks at those
+        labels = known("labels", "setting")["label"]
+        there = sorted({s for s in self.done["setting"] if "@" not in s})  # for by_log_std()
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
         self.label = {s: labels.get(s, s) for s in there}
         self.tasks = sorted(set(self.done["task"][self.done["setting"].isin(there)]))
@@ -263,7 +263,7 @@ def summary(sweep):
         text += f"Rank correlation with the paper's column (Spearman): {rank}.\n\n"
     if len(there.columns) < len(sweep.tasks):
         text += f"Means are of the tasks that every row has: {', '.join(there)}.\n\n"
-    dots = {"ours, best run = 1": run["mean"], "ours, best setting = 1": setting["mean"]}
+    dots = {f"ours, {head}": columns[head] for head in ("best run = 1", "best setting = 1")}
     return text + sweep.picture(plots.scores, labels, dots, column)
 
 
@@ -310,17 +310,16 @@ def acer_lead(sweep):
     gap, p = stats.lead(paper["acer"], paper["ppo"])
     row = [len(gap), sum(gap > 0), sum(gap < 0), f"{gap.median():+.1%}", f"{gap.mean():+.1%}"]
     head = "games", "ACER ahead", "PPO ahead", "median lead", "mean lead", "p of a sign test"
-    text = "ACER's score less PPO's, last 100 episodes, as a share of the larger of the two."
-    return f"{text}\n\n{markdown(head, [[*row, f'{p:.2g}']])}"
+    text = "ACER's score less PPO's, last 100 episodes, as a share of the larger of the two.\n\n"
+    return text + markdown(head, [[*row, f"{p:.2g}"]])
 
 
 def beaten(sweep):
     """By task, how likely a run of the reference beats one of each other setting."""
     base, others = sweep.reference, [s for s in sweep.label if s != sweep.reference]
     found = np.array([statistics(sweep)[3][base, s] for s in others]).transpose(1, 0, 2)
-    text = f"How likely a run of {sweep.label[base]} beats one of the row:"
-    columns = dict(zip([*sweep.table(), "mean"], found))
-    return f"{text}\n\n{table(columns, [sweep.label[s] for s in others])}"
+    text = f"How likely a run of {sweep.label[base]} beats one of the row:\n\n"
+    return text + table(dict(zip([*sweep.table(), "mean"], found)), map(sweep.label.get, others))
 
 
 def ablation(sweep):
@@ -384,11 +383,9 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep
 def page(name, folder, root, mark="##"):
     """Markdown of a folder's page below its answer, and its pictures: (function, path, *args)."""
     first, details, options = PAGES.get(name, ([by_task, plots.curves], {}, {"smooth": 1}))
-    sweep, parts = Sweep(folder, root, **options), []
+    sweep, parts, drawn = Sweep(folder, root, **options), [], vars(plots).values()
     for title, sections in ({"": first, "How it was made": [partial(how, name)]} | details).items():
-        made = [
-            sweep.picture(x, sweep) if x in vars(plots).values() else x(sweep) for x in sections
-        ]
+        made = [sweep.picture(x, sweep) if x in drawn else x(sweep) for x in sections]
         parts += [f"{mark} {title}\n"] * bool(title and any(made)) + list(filter(None, made))
     for file in sorted(folder.glob("*/runs.csv")):
         text, pictures = page(f"{name}/{file.parent.name}", file.parent, root, f"{mark}#")

@@ -37,7 +37,7 @@ if missing:
     sys.exit(2)
 import ppo_continuous as ppo  # before numpy, whose number of threads it sets
 from ppo_continuous import Adam, Agent, Int, Replay, RunningMeanStd, estimate, rollout, zeros
-from vpg import ValueFit, fit_values, value_step
+from vpg import ValueFit, fit_values, quality, value_step
 import torch
 from torch.distributions import kl_divergence
 
@@ -151,9 +151,7 @@ def train(args, envs, run):
         row = dict(zip(METRICS, metrics), value_loss=fit_values(step, args, rng, x, targets))
         if args.norm_obs:  # after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
-        row["entropy"] = agent.policy(x[0, 0]).entropy().item()
-        unexplained = (targets - values).var() / targets.var().clamp(min=1e-12)
-        row["explained_variance"] = 1 - unexplained.item()
+        row |= quality(agent, x, values, targets)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 

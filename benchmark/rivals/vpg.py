@@ -99,6 +99,13 @@ def fit_values(step, args, rng, x, targets):
     return np.mean([step(args.value_learning_rate, x[m], targets[m]).item() for m in rows]).item()
 
 
+def quality(agent, x, values, targets):
+    """Entropy of the policy now, and explained variance of values [T, N] of targets [T, N]."""
+    unexplained = (targets - values).var() / targets.var().clamp(min=1e-12)
+    entropy = agent.policy(x[0, 0]).entropy().item()
+    return dict(entropy=entropy, explained_variance=1 - unexplained.item())
+
+
 def train(args, envs, run):
     """Returns the agent; run takes episodes, metrics and checkpoints."""
     M, O, A = args.minibatch_size, envs.obs_size, envs.action_size
@@ -127,10 +134,7 @@ def train(args, envs, run):
         row["value_loss"] = fit_values(step, args, rng, x, targets)
         if args.norm_obs:  # after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
-
-        row["entropy"] = agent.policy(x[0, 0]).entropy().item()
-        unexplained = (targets - values).var() / targets.var().clamp(min=1e-12)
-        row["explained_variance"] = 1 - unexplained.item()
+        row |= quality(agent, x, values, targets)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 
