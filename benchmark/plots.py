@@ -21,6 +21,9 @@ STYLE = {  # a hue and a dash for each family, darker for more of its parameter
     "adaptive-kl-0.003": ("#F3B562", "--"), "adaptive-kl-0.01": ("#D97700", "--"),
     "adaptive-kl-0.03": ("#7A3B00", "--"), "fixed-kl-0.3": ("#E8A9CC", ":"),
     "fixed-kl-1": ("#CC6FA3", ":"), "fixed-kl-3": ("#943A6C", ":"), "fixed-kl-10": ("#4B1233", ":"),
+    "clip-0.2-std-unclipped": ("#79BDEB", "-."), "clip-0.2-std-held": ("#0072B2", "-."),
+    "fixed-kl-1-std-of-clip": ("#CC6FA3", "-."), "adaptive-kl-0.01-std-of-clip": ("#D97700", "-."),
+    "no-clip-std-of-clip": ("#000000", "-."),
 }  # fmt: skip
 FAMILIES = {"no-clip": "no clipping", "clip": "clipping, ε", "fixed-kl": "fixed KL, β",
             "adaptive-kl": "adaptive KL, d_targ (thin line)"}  # fmt: skip
@@ -65,7 +68,7 @@ def curves(path, sweep, column="return"):
     """Learning curves, a panel a task; rows for a family, with no clipping and 0.2 in each."""
     table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
-    tasks, groups = sweep.tasks, groups if len(groups) > 2 else [""]
+    tasks, groups = sweep.tasks, groups if len(groups) > 2 and not sweep.above else [""]
     lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
     across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
     last = [None] * (len(look) + len(lines) > 1)  # the panel of the legend
@@ -90,14 +93,45 @@ def curves(path, sweep, column="return"):
             ax.set(title=task, xlabel="million steps")
     for ax in axes.flat:
         ax.axis("on" if ax.lines else "off")
+        ax.set_yscale("log" if column == "kl_coef" and ax.lines else "linear")
     for ax in axes[:, 0]:
-        ax.set_ylabel("return of an episode" if score else column)
+        ax.set_ylabel("return of an episode" if score else LABELS[column])
     save(figure, path)
+
+
+LABELS = {"entropy": "entropy", "kl_coef": "β"}
 
 
 def entropy(path, sweep):
     """The same of the policy's entropy."""
     curves(path, sweep, "entropy")
+
+
+def beta(path, sweep):
+    """The same of the penalty's coefficient."""
+    curves(path, sweep, "kl_coef")
+
+
+def log_std(path, sweep, cells, names):
+    """Scores by the log std at the start: all rows on Ant and Humanoid, ε = 0.2 on the others."""
+    means, tasks = cells.map(lambda x: x[0], "ignore"), list(cells.columns.levels[0])
+    clip = means.loc["clip-0.2"].unstack().sub(sweep.random.reindex(tasks), axis=0)
+    rows = means[sweep.tasks].dropna(thresh=len(sweep.tasks) + 1)
+    size = 4.2 * len(sweep.tasks) + 4.2, 4.8
+    figure, axes = plt.subplots(1, len(sweep.tasks) + 1, figsize=size)
+    for ax, task in zip(axes, sweep.tasks):
+        for s, look in looks(rows.index).items():
+            line = rows.loc[s, task].dropna()
+            ax.plot(line.index, line, marker=".", label=names[s], **look)
+        ax.set(title=task, ylabel="score")
+    for task, line in clip.drop(sweep.tasks).iterrows():
+        axes[-1].plot(line.index, line / line[0], marker=".", label=task)
+    axes[-1].set(title="clipping, ε = 0.2", ylabel="score, relative to that of 0")
+    axes[-1].legend(fontsize=8)
+    for ax in axes:
+        ax.set_xlabel("log std at the start")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    save(figure, path)
 
 
 def scores(path, labels, columns, paper=None):
@@ -135,16 +169,17 @@ def kl(path, sweep):
         for s in (s for s in look if family(s) == name):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
             low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
-            short = name and s != name
-            x, label = middle.index / 1e6, s.removeprefix(f"{name}-") if short else sweep.label[s]
+            short = name in ("clip", "fixed-kl", "adaptive-kl") and s.startswith(name)
+            label = s.removeprefix(f"{name}-") if short else sweep.label[s].split(",")[0]
+            x, label = middle.index / 1e6, label if name else sweep.label[s]
             ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.12, linewidth=0)
             ax.plot(x, middle, label=label, **look[s])
             if name == "adaptive-kl":
-                ax.axhline(float(label), color=look[s]["color"], linewidth=0.8)
+                ax.axhline(float(label.split("-")[0]), color=look[s]["color"], linewidth=0.8)
         ax.set(title=FAMILIES.get(name, ""), yscale="log", xlabel="million steps")
-        place = dict(loc="upper center", ncols=4, columnspacing=1, handlelength=1.4)
+        place = dict(loc="upper center", ncols=3, columnspacing=1, handlelength=1.4, fontsize=8)
         ax.legend(**place if name else dict(loc="center left", bbox_to_anchor=(1, 0.5)))
     axes[0, 0].set_ylabel("KL[pi_old, pi] after the update")
-    low, high = axes[0, 0].get_ylim()
+    low, high = np.clip(axes[0, 0].get_ylim(), 1e-5, 1e3)  # L^PG goes far beyond
     axes[0, 0].set_ylim(low, high * (high / low) ** 0.2)  # room for the legends
     save(figure, path)

@@ -54,12 +54,13 @@ def collect(folder):
         row = key | {name: summary.get(name) for name in names}
         metrics = read(path.with_name("metrics.csv"))
         if "final_kl" in metrics and len(metrics):
-            kl = pd.to_numeric(metrics["final_kl"])
+            found = metrics.reindex(columns=["final_kl", "clip_fraction", "entropy"])
+            kl, clipped, entropy = found.apply(pd.to_numeric).to_numpy().T
             row |= {"kl_mean": kl.mean(), "kl_max": kl.max()}
+            row |= {"clip_fraction": clipped.mean(), "entropy": entropy[-1]}
             if args.get("adapt_kl_coef"):
-                target, tolerance = args["kl_target"], args.get("kl_tolerance", 1.5)
-                held = kl.between(target / tolerance, target * tolerance)
-                row |= {"kl_target": target, "kl_held": held.mean()}
+                held = np.abs(np.log(kl / args["kl_target"])) <= np.log(1.5)
+                row |= {"kl_target": args["kl_target"], "kl_held": held.mean()}
         row |= {"git_commit": args.get("git_commit"), "machine": args.get("machine")}
         row["versions"] = " ".join(f"{k}={v}" for k, v in args["versions"].items())
         runs.append(row | {"command": "python " + shlex.join(args["command"])})
@@ -100,10 +101,11 @@ def known(name, *index):
 class Sweep:
     """What the CSV files of a result directory hold, and the pictures to be drawn of it."""
 
-    def __init__(self, folder, root, reference="", smooth=5, beside=False):
+    def __init__(self, folder, root, reference="", smooth=5, beside=False, above=()):
         self.folder, self.root, self.reference, self.width = folder, root, reference, smooth
         self.runs, self.pictures, self.beside = pd.read_csv(folder / "runs.csv"), [], beside
-        self.done = self.runs[self.runs["status"].isin(["finished", "diverged"])]
+        self.above = above  # settings that the page above has
+        self.done = self.data("runs").query("status in ['finished', 'diverged']")
         labels = known("labels", "setting")["label"]
         there = sorted({s for s in self.done["setting"] if "@" not in s})  # for by_log_std()
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
@@ -115,6 +117,12 @@ class Sweep:
         atari = atari[["ppo", "a2c", "acer"]].rename(columns=lambda s: f"paper, {s.upper()}")
         self.others = pd.concat([others, atari]).reindex(self.tasks).dropna(axis=1)
 
+    def data(self, name):
+        """A CSV file of the folder, and what the page above has of the same."""
+        rows = pd.read_csv(self.folder / f"{name}.csv")
+        more = pd.read_csv(self.folder.parent / f"{name}.csv") if self.above else rows[:0]
+        return pd.concat([rows, more[more["setting"].isin(self.above)]])
+
     def table(self, column="score", common=True):
         """Settings x tasks of scores by seed; of the tasks that all settings have, or NaN there."""
         scores = self.done[column].fillna(self.done["task"].map(self.random))
@@ -124,7 +132,7 @@ class Sweep:
 
     def curves(self, column="return"):
         """{(setting, task): DataFrame of values, steps x seeds}."""
-        rows = pd.read_csv(self.folder / "curves.csv")
+        rows = self.data("curves")
         groups = rows.groupby(["setting", "task"]) if column in rows else ()
         return {key: x.pivot(index="step", columns="seed", values=column) for key, x in groups}
 
@@ -168,6 +176,13 @@ def write_page(folder, body):
     parts += [path.read_text() for path in others]
     (folder / "README.md").write_text("\n".join(parts))
     print(folder / "README.md")
+
+
+def common_tasks(sweep):
+    """Which tasks means are of, unless of all."""
+    there = sweep.table().columns
+    text = f"Means are of the tasks that every row has: {', '.join(there)}.\n\n"
+    return text * (len(there) < len(sweep.tasks))
 
 
 def how(name, sweep):
@@ -261,8 +276,7 @@ def summary(sweep):
     if "rank" in run:
         rank = cell(run["rank"][0], "{:.2f}".format)
         text += f"Rank correlation with the paper's column (Spearman): {rank}.\n\n"
-    if len(there.columns) < len(sweep.tasks):
-        text += f"Means are of the tasks that every row has: {', '.join(there)}.\n\n"
+    text += common_tasks(sweep)
     dots = {f"ours, {head}": columns[head] for head in ("best run = 1", "best setting = 1")}
     return text + sweep.picture(plots.scores, labels, dots, column)
 
@@ -278,15 +292,17 @@ def told_apart(sweep):
 
 
 def kl(sweep):
-    """What KL the updates came to, setting by setting."""
-    runs = sweep.done.reindex(columns=["setting", "kl_mean", "kl_max", "kl_held"]).dropna(thresh=2)
+    """What KL the updates came to, and the share of samples beyond epsilon, or 0.2 without one."""
+    names = "kl_mean", "kl_max", "kl_held", "clip_fraction"
+    runs = sweep.done.reindex(columns=["setting", *names]).dropna(thresh=2)
     found = runs.groupby("setting").agg(["median", "mean", "max"])
     found = found.loc[[s for s in sweep.label if s in found.index]]
     columns = {
         "mean KL of a run, median": found["kl_mean", "median"],
         "highest of a run": found["kl_mean", "max"],
         "highest of an update": found["kl_max", "max"],
-        "on target": ["" if x != x else f"{x:.0%}" for x in found["kl_held", "mean"]],
+        "within 1.5 times d_targ": found["kl_held", "mean"].map("{:.0%}".format, "ignore"),
+        "samples beyond the clip": found["clip_fraction", "mean"].map("{:.1%}".format, "ignore"),
     }
     form = lambda x: short(x) if x >= 100 else f"{x:.3g}"  # noqa: E731
     return table(columns, [sweep.label[s] for s in found.index], form)
@@ -330,49 +346,68 @@ def ablation(sweep):
     found = stats.bootstrap(
         norm.loc[[f"{s}-{x}" for s in labels.index for x in ("clip", "no-clip")]],
         mean=stats.mean_scores,
-        gain=lambda x: stats.mean_scores(x)[::2] - stats.mean_scores(x)[1::2],
-        cost=lambda x: (m := stats.mean_scores(x)[::2]) - m[0],
+        gain=lambda x: (m := stats.mean_scores(x))[::2] - m[1::2],
+        cost=lambda x: (m := stats.mean_scores(x)) - m[[0, 1] * (len(x) // 2)],
+        average=lambda x: [(m := stats.mean_scores(x))[::2].mean(0) - m[1::2].mean(0)],
     )
     bars = {"clip": found["mean"][::2], "no clip": found["mean"][1::2]}
-    added = {"what the clip adds": found["gain"], "what the change adds": found["cost"]}
-    text = table(bars | added, labels)
-    return f"{text}\n{sweep.picture(plots.scores, list(labels), bars)}"
+    more = {"the clip adds": found["gain"]}
+    more |= {"the change adds, clip": found["cost"][::2], "…, no clip": found["cost"][1::2]}
+    text = f"{table(bars | more, labels)}\nMean of what the clip adds: "
+    text += f"{cell(found['average'][0], '{:.2f}'.format)}.\n\n{common_tasks(sweep)}"
+    return text + sweep.picture(plots.scores, list(labels), bars)
 
 
 def by_log_std(sweep):
     """Settings NAME@LOG_STD by it on Ant and Humanoid, ε = 0.2 on all; 0 is of other pages."""
     above = sweep.folder.parent
-    held_out, seven = (Sweep(x, sweep.root).done for x in (above, above.with_name("table1")))
-    runs = pd.concat([sweep.done, held_out, seven[seven["setting"] == "clip-0.2"]])
+    runs = [Sweep(x, sweep.root).done for x in (above, above.with_name("table1")) if x.exists()]
+    runs[1:] = [x[x["setting"] == "clip-0.2"] for x in runs[1:]]
+    runs = pd.concat([sweep.done, *runs]).drop_duplicates(KEY).astype({"score": float})
     name, _, start = runs["setting"].str.partition("@").to_numpy().T
-    scores = runs["score"].fillna(runs["task"].map(sweep.random))
-    scores = scores.groupby([name, runs["task"], np.where(start, start, "0").astype(float)])
-    cells = scores.apply(lambda x: [x.mean(), *extremes(x)]).unstack([1, 2]).sort_index(axis=1)
-    names = known("labels", "setting")["label"]
-    names = names[names.index.isin(cells.index)]
-    columns = {f"{t}, {x:g}": cells.loc[names.index, (t, x)] for t, x in cells if t in HELD_OUT}
-    clip = cells.loc["clip-0.2"].unstack()
-    text = "Mean score and its range over seeds, by the log std at the start.\n\n"
-    text += table(columns, names, short) + "\nClipping, ε = 0.2:\n\n"
-    return text + table(dict(clip), clip.index, short)
+    runs["score"] = runs["score"].fillna(runs["task"].map(sweep.random))
+    runs = runs.groupby([name, runs["task"], np.where(start, start, "0").astype(float)])
+    names, text = known("labels", "setting")["label"], ""
+    for column, (title, form) in BY_LOG_STD.items():
+        cells = runs[column].mean()
+        if column == "score":
+            cells = runs[column].apply(lambda x: [x.mean(), *stats.t_interval(x)])
+        cells = cells.unstack([1, 2]).sort_index(axis=1).reindex(names.index).dropna(how="all")
+        held_out = {f"{t}, {x:g}": cells[t, x] for t, x in cells if t in HELD_OUT}
+        text += f"{title}, by the log std at the start:\n\n"
+        text += table(held_out, names[cells.index], form) + "\n"
+        if column == "score":
+            clip = cells.loc["clip-0.2"].unstack().rename(columns="{:g}".format)
+            text += f"Clipping, ε = 0.2:\n\n{table(dict(clip), clip.index, form)}\n"
+            text += sweep.picture(plots.log_std, sweep, cells, names) + "\n"
+    return text
 
 
+BY_LOG_STD = {
+    "score": ("Mean score", short),
+    "entropy": ("Entropy of the policy at the end", "{:.1f}".format),
+    "kl_mean": ("Mean KL of an update", "{:.2g}".format),
+    "clip_fraction": ("Share of samples beyond the clip", "{:.1%}".format),
+}
 KL = {"KL[pi_old, pi] after an update": [kl, plots.kl]}
 TASKS = {"By task": [by_task]}
 APART = {"Which rows do the data tell apart?": [told_apart]}
 BEATEN = {"Who beats whom?": [beaten]}
 ENTROPY = {"Entropy": [plots.entropy]}
 ATARI = {"Who wins?": [winners], "How large is ACER's lead in the paper?": [acer_lead]}
-RIVALS = partial(by_task, interval=stats.t_interval, paper="paper_fig3")
+HELD = partial(by_task, interval=stats.t_interval)
+RIVALS = partial(HELD, paper="paper_fig3")
+BESIDE = "clip-0.2", "fixed-kl-1", "adaptive-kl-0.01", "no-clip"
 PAGES = {  # sections of the answer, sections of the details, options of Sweep
     "mujoco": ([by_algorithm, plots.curves], {}, {"smooth": 1, "beside": True}),
     "table1": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "table1-2017": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
-    "held-out": ([by_task, plots.curves], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
-    "held-out/log-std": ([by_log_std, plots.curves], ENTROPY, {}),
+    "held-out": ([HELD, plots.curves], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
+    "held-out/log-std": ([by_log_std, plots.curves], ENTROPY | KL, {"above": BESIDE}),
     "rivals": ([RIVALS, plots.curves], BEATEN, {"reference": "ppo"}),
+    "rivals/settings": ([by_task], {}, {}),
     "ablation": ([ablation], TASKS, {}),
-    "kl-constants": ([summary], APART | TASKS | KL, {"reference": "defaults"}),
+    "kl-constants": ([summary, plots.beta], APART | TASKS | KL, {"reference": "defaults"}),
     "no-clip": ([by_task, plots.curves], KL, {"smooth": 1}),
     "bfloat16": ([summary, plots.curves], TASKS, {"reference": "float32"}),
     "bfloat16/halves": ([summary, plots.curves], TASKS, {"reference": "float32"}),

@@ -111,9 +111,9 @@ def make_run(folder, seed, score, status="finished", **args):
     lines = [f"{50 * (i + 1)},{r},50\n" for i, r in enumerate(returns)]
     head = "global_step,episodic_return,episodic_length\n"
     (folder / "episodes.csv").write_text(head + "".join(lines))
-    head = "global_step,seconds,sps,entropy,final_kl" + (",kl_coef" if args else "")
-    lines = [f"{s},1,1000,{2 - s / 1e3},{0.01 * rng.uniform(0.5, 2):.4f}{',1.5' * bool(args)}\n"
-             for s in range(50, 1001, 50)]  # fmt: skip
+    head = "global_step,seconds,sps,entropy,clip_fraction,final_kl" + ",kl_coef" * bool(args)
+    lines = [f"{s},1,1000,{2 - s / 1e3},{s / 1e4},{0.01 * rng.uniform(0.5, 2):.4f}"
+             f"{',1.5' * bool(args)}\n" for s in range(50, 1001, 50)]  # fmt: skip
     (folder / "metrics.csv").write_text(head + "\n" + "".join(lines))
     facts = dict(command=["x.py", "--seed", str(seed)], versions={"python": "3"}, git_commit="abc")
     (folder / "args.json").write_text(json.dumps(facts | dict(total_timesteps=1000) | args))
@@ -128,7 +128,8 @@ def make_runs(folder, settings, tasks, seeds=3):
     for (i, setting), task, seed in itertools.product(
         enumerate(settings), tasks, range(1, seeds + 1)
     ):
-        args = dict(adapt_kl_coef=True, kl_target=0.01) if "adaptive" in setting else {}
+        adaptive = setting in ("adaptive-kl-0.01", "defaults", "factor-4", "beta-10")
+        args = dict(adapt_kl_coef=True, kl_target=0.01) if adaptive else {}
         make_run(folder / setting / task / str(seed), seed, 2000.0 - 100 * i - 60 * seed, **args)
 
 
@@ -286,15 +287,39 @@ def test_scores_by_log_std(tmp_path, monkeypatch):
     page = (tmp_path / "held-out/README.md").read_text()
     assert not (tmp_path / "held-out/log-std/README.md").exists()
     assert "|  | Ant, -1 | Ant, 0 | Humanoid, 0 |" in page
-    assert "| clipping, ε = 0.2, log std held at 0 |  | 1,680 (1,620 to 1,740) |" in page
-    assert "| Hopper |  | 1,880 (1,820 to 1,940) |" in page
+    assert "| clipping, ε = 0.2, log std held at 0 |  | 1,680 (1,531 to 1,829) |" in page
+    assert "| Hopper |  | 1,880 (1,731 to 2,029) |" in page
+    for title, value in (("Entropy of", "1.0"), ("Share of samples beyond", "5.2%")):
+        table = page[page.index(title) :].split("\n\n")[1]
+        assert f"| clipping, ε = 0.2 | {value} | {value} | {value} |" in table
     assert "SEEDS=3 bash benchmark/log_std.sh" in page
+    section = report.Sweep(tmp_path / "held-out/log-std", tmp_path, above=report.BESIDE)
+    assert list(section.label) == ["no-clip", "clip-0.2", "clip-0.2-std-held"]  # side by side
+    assert ("clip-0.2", "Humanoid") in section.curves("entropy")
+
+
+def test_what_the_clip_and_a_change_add(tmp_path, monkeypatch):
+    """Best run 1, random play 0: of means 1, 0.75, 0.5, 0.25 the clip adds a quarter each."""
+    settings = [f"{x}-{y}" for x in ("defaults", "raw-rewards") for y in ("clip", "no-clip")]
+    random = float(report.known("random_policy", "task")["score"]["Hopper"])
+    for i, setting in enumerate(settings):
+        for seed in (1, 2, 3):
+            score = random + 1000 * (1 - i / 4)
+            make_run(tmp_path / "runs" / setting / "Hopper" / str(seed), seed, score)
+    make_run(tmp_path / "runs/defaults-clip/Walker2d/1", 1, 0.0)
+    page = make_report(monkeypatch, tmp_path, "ablation")[1]["README.md"].decode()
+    row = "| rewards not scaled | 0.50 (0.50 to 0.50) | 0.25 (0.25 to 0.25) | 0.25 (0.25 to 0.25) |"
+    assert f"{row} -0.50 (-0.50 to -0.50) | -0.50 (-0.50 to -0.50) |" in page
+    assert "Mean of what the clip adds: 0.25 (0.25 to 0.25)." in page
+    assert "Means are of the tasks that every row has: Hopper." in page
 
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_pages_are_those_of_the_committed_csv(name, tmp_path):
     """Byte for byte, every number of the tables, from runs.csv and curves.csv alone."""
-    out = shutil.copytree(BENCHMARK / "results" / name, tmp_path / name)
+    for folder in {"table1", name}:  # held-out/log-std reads the former, too
+        shutil.copytree(BENCHMARK / "results" / folder, tmp_path / folder)
+    out = tmp_path / name
     committed = (out / "README.md").read_bytes()
     body, pictures = report.page(name, out, out)
     report.write_page(out, body)
