@@ -29,7 +29,7 @@ for seed in $(seq "${SEEDS:-10}"); do
           *) command+=" --num-steps 25000" ;;
         esac
       fi
-      [ "$seed" -gt "${SEEDS:-$seeds}" ] || echo python $command --env-id "$task" --seed "$seed" \
+      [ "$seed" -gt "$seeds" ] || echo python $command --env-id "$task" --seed "$seed" \
         --run-dir "runs/rivals/$setting/$task/$seed"
     done
   done

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The search for the rivals' settings where their authors left a choice: three tasks, two seeds,
-# 1M steps each, at most 12 settings a rival. Its scores come to benchmark/rivals/settings.csv.
+# 1M steps each, at most 12 settings a rival.
 #     bash benchmark/rivals_settings.sh [flags of launch.py]      RIVALS=trpo for one of them
+#     python benchmark/report.py rivals/settings
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,17 +27,7 @@ for seed in 1 2; do
       read -r rival setting flags <<< "$line"
       [[ " ${RIVALS:-trpo vpg a2c cem} " != *" $rival "* ]] ||
         echo python "benchmark/rivals/$rival.py" $flags --env-id "$task" --seed "$seed" \
-          --run-dir "runs/rivals-settings/$rival/$setting/$task/$seed"
+          --run-dir "runs/rivals/settings/$rival-$setting/$task/$seed"
     done
   done
 done | python benchmark/launch.py "$@"
-
-[[ " $* " == *" --dry-run "* ]] || python - > benchmark/rivals/settings.csv << END
-import json
-from pathlib import Path
-
-print("rival,setting,task,seed,steps,score")
-for path in sorted(Path("runs/rivals-settings").glob("*/*/*/*/summary.json")):
-    summary = json.loads(path.read_text())
-    print(*path.parts[2:6], summary["global_step"], round(summary["score"], 1), sep=",")
-END
