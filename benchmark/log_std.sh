@@ -52,9 +52,15 @@ for script in ppo_continuous ppo_noclip ppo_klpen; do
   done
 done
 
-# log std of the clip's runs at the start and at every tenth of training, from their entropy
+# log std of the clip's runs at the start and at every tenth of training, from their entropy; kept,
+# so that a page of more seeds does not change the commands of runs that have begun
 points() {
-  python - "$1" << END
+  local file="benchmark/log_std/$1.txt" found
+  if [ -e "$file" ]; then
+    cat "$file"
+    return
+  fi
+  found=$(python - "$1" << END
 import math
 import sys
 from pathlib import Path
@@ -71,6 +77,8 @@ found = entropy - math.log(2 * math.pi * math.e) / 2
 tenths = np.interp([100_000 * i for i in range(1, 11)], found.index, found)
 print("0", *(f"{x:.2f}" for x in tenths))
 END
+) || return
+  tee "$file" <<< "$found"
 }
 
 run() {  # setting, task, seed, command

@@ -113,7 +113,7 @@ def programs(args):
     flags = dict(  # where our defaults are not what the others do
         ppo=["--max-grad-norm", 0.5],
         atari=["--max-grad-norm", 0.5, "--num-envs", size, "--minibatch-size", size * 32, *device],
-        trpo=["--num-steps", 2048, "--gamma", 0.99, "--gae-lambda", 0.95],
+        trpo=["--num-steps", 2048, "--norm-reward", "--gamma", 0.99, "--gae-lambda", 0.95],
         a2c=["--num-envs", 16, "--num-steps", 5],
     )
     words = [sys.executable, ROOT / SCRIPTS[args.algorithm], *line, "--run-dir", "{run}"]

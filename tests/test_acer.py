@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Program, results, rows
+from conftest import ROOT, FakeRun, Program, results, rows
 from torch import nn
 
 import ppo_atari
@@ -184,6 +184,46 @@ def test_first_update_on_policy_is_actor_critics(norm):
     assert metrics[acer.METRICS.index("kl")].abs() < 1e-6
 
 
+def test_update_off_policy_sample_by_sample():
+    """All that it does at once, written out: mu and the average policy are others than pi."""
+    obs, actions, rewards, dones = segments()
+    rewards, mu, c, delta = 3 * rewards, distributions(T, N), 1.5, 0.2
+    agent, average = Small(), Small()
+    reference, grads = deepcopy(agent), {}
+    args = acer.Args(num_envs=N, num_steps=T, max_grad_norm=1e9, truncation=c, delta=delta)
+    rmsprop = SimpleNamespace(
+        step=lambda _: grads.update({k: p.grad.clone() for k, p in agent.named_parameters()})
+    )
+    pi, q = reference.pi_and_q(obs)
+    p, values = pi.detach(), q.detach()
+    far = average.pi_and_q(obs)[0].detach()
+    v, q_ret, z = (p * values).sum(-1), torch.zeros(T, N), torch.zeros(T, N, A)
+    for n in range(N):
+        following = v[T, n]
+        for t in reversed(range(T)):
+            i = actions[t, n]
+            q_ret[t, n] = rewards[t, n] + 0.99 * (1 - dones[t, n]) * following
+            weight = min(1, p[t, n, i] / mu[t, n, i])
+            following = v[t, n] + weight * (q_ret[t, n] - values[t, n, i])
+        for t in range(T):
+            i, ratio = actions[t, n], p[t, n] / mu[t, n]
+            g = (1 - c / ratio).clamp(min=0) * (values[t, n] - v[t, n])  # of the correction
+            g[i] += min(c, ratio[i]) * (q_ret[t, n] - v[t, n]) / p[t, n, i]
+            g -= 0.01 * (p[t, n].log() + 1)  # of the entropy
+            k = -far[t, n] / p[t, n]  # of KL[average, pi]
+            z[t, n] = g - max(0, (k @ g - delta) / (k @ k)) * k
+    q_taken = q[:-1].gather(-1, actions[..., None])[..., 0]
+    objective = (z * pi[:-1]).sum(-1).mean() - 0.25 * (q_ret - q_taken).square().mean()
+    expected = torch.autograd.grad(objective, list(reference.parameters()))
+
+    metrics = acer.update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu)
+    for (name, _), x in zip(reference.named_parameters(), expected):
+        torch.testing.assert_close(grads[name], x, rtol=1e-3, atol=1e-3 * x.abs().max().item())
+    kl = (far * (far / p).log())[:-1].sum(-1).mean()
+    assert metrics[acer.METRICS.index("kl")].item() == pytest.approx(kl.item(), rel=1e-3)
+    assert 0 < metrics[acer.METRICS.index("projected")] < 1
+
+
 def test_trust_region_and_average_policy():
     """A small delta keeps the policy nearer to the average, which moves by 1 - alpha."""
     obs, actions, rewards, dones = segments()
@@ -201,6 +241,25 @@ def test_trust_region_and_average_policy():
         kls.append(metrics[acer.METRICS.index("kl")])
         assert (metrics[acer.METRICS.index("projected")] > 0) == (delta < 1)
     assert kls[0] < kls[1]
+
+
+class Vector(Small):
+    """Stands in for ppo_atari's Agent on vectors of size O."""
+
+    def __init__(self):
+        super().__init__()
+        self.critic = nn.Linear(16, 1)
+
+    def forward(self, obs):
+        x = self.hidden(obs).tanh()
+        pi = torch.distributions.Categorical(logits=self.actor(x), validate_args=False)
+        return pi, self.critic(x).squeeze(-1)
+
+
+def a2c_batch(size, *obs_shape):
+    """obs, actions, advantages, targets."""
+    actions, (advantages, targets) = torch.randint(A, (size,)), torch.randn(2, size)
+    return torch.randn(size, *obs_shape), actions, advantages, targets
 
 
 def test_a2c_update_is_a_step_up_eq_9():
@@ -221,22 +280,25 @@ def test_a2c_update_is_a_step_up_eq_9():
         torch.testing.assert_close(found, p + step)
 
 
-def test_a_graph_can_be_made_of_an_update():
+@pytest.mark.parametrize("rival", RIVALS)
+def test_a_graph_can_be_made_of_an_update(rival):
     """What it changes is in what capturing restores, and nothing waits for a number."""
     obs, actions, rewards, dones = segments()
     columns = obs, actions, rewards, dones, distributions(T, N)
-    agent = Small()
-    learner = nn.ModuleList([agent, deepcopy(agent), acer.RMSProp(agent.parameters())])
-    args, before = acer.Args(num_envs=N, num_steps=T), deepcopy(learner.state_dict())
-    first, after = acer.update(*learner, args, *columns), deepcopy(learner.state_dict())
+    modules, args = [Small(), Small()], rival.Args(num_envs=N, num_steps=T)
+    if rival is a2c_atari:
+        modules, columns = [Vector()], (torch.tensor(0.01), *a2c_batch(T * N, O))
+    learner = nn.ModuleList([*modules, acer.RMSProp(modules[0].parameters())])
+    before = deepcopy(learner.state_dict())
+    first, after = rival.update(*learner, args, *columns), deepcopy(learner.state_dict())
     assert all((after[name] != x).any() for name, x in before.items())
     learner.load_state_dict(before)
-    assert torch.equal(acer.update(*learner, args, *columns), first)
+    assert torch.equal(rival.update(*learner, args, *columns), first)
     assert all(torch.equal(x, after[name]) for name, x in learner.state_dict().items())
 
-    agent, average = Small().to("meta"), Small().to("meta")
-    rmsprop, columns = acer.RMSProp(agent.parameters()), (x.to("meta") for x in columns)
-    assert acer.update(agent, average, rmsprop, args, *columns).device.type == "meta"
+    modules = [x.to("meta") for x in modules]
+    rmsprop, columns = acer.RMSProp(modules[0].parameters()), (x.to("meta") for x in columns)
+    assert rival.update(*modules, rmsprop, args, *columns).device.type == "meta"
 
 
 def test_a_toy_task_is_learned_from_new_and_old_segments():
@@ -398,6 +460,53 @@ def test_replay_asks_for_disk(tmp_path, monkeypatch):
     free = 1e9
     with pytest.raises(segments_file.Stop, match="50000: may need 1.5 GB of disk, 1.0 GB are free"):
         replay.check_disk()
+
+
+def test_acer_stores_what_acted_and_replays_as_often_as_it_says(tmp_path, monkeypatch):
+    """mu is the acting policy's; a Poisson number of steps from replay_start on."""
+    torch.set_default_dtype(torch.float32)
+    flags = dict(num_envs=N, num_steps=T, cuda=False, network="a3c", replay_ratio=2.0)
+    args = acer.Args(**flags, replay_start=3 * T, buffer_size=6 * T, total_timesteps=9 * N * T)
+    logits, updates, stored = {}, [], {}
+
+    def rollout(args, envs, act, rng):
+        scores = torch.randn(T, N, A)
+        logits[len(logits) + 1] = scores.log_softmax(-1)
+        obs = torch.zeros(T + 1, N, 84, 84, 4, dtype=torch.uint8)
+        actions, rewards, dones = torch.randint(A, (T, N)), torch.randn(T, N), torch.zeros(T, N)
+        return SimpleNamespace(obs=obs[:-1], next_obs=obs[-1], actions=actions, rewards=rewards,
+                               dones=dones, logits=logits[len(logits)], values=rewards)  # fmt: skip
+
+    class Replay:
+        def __init__(self, *_):
+            pass
+
+        check_disk = remove = lambda self: None
+
+        def store(self, iteration, obs, **columns):
+            stored[iteration] = obs, *columns.values()
+
+        def sample(self, rng):
+            return stored[rng.integers(1, len(stored) + 1)]
+
+    def update(agent, average, rmsprop, args, *columns):
+        updates.append(columns)
+        return torch.zeros(len(acer.METRICS))
+
+    for name, x in (("rollout", rollout), ("Segments", Replay), ("update", update)):
+        monkeypatch.setattr(acer, name, x)
+    monkeypatch.setattr(acer, "graphed", lambda function, *_: function)
+    acer.train(args, SimpleNamespace(num_actions=A, halves=()), run := FakeRun())
+    for iteration, (obs, actions, rewards, dones, mu) in stored.items():
+        torch.testing.assert_close(mu, logits[iteration].exp())
+        assert obs.shape == (T + 1, N, 84, 84, 4) and mu.shape == (T, N, A)
+    expected = []
+    for iteration in range(1, 10):
+        rng = ppo_atari.generator(args.seed, iteration)
+        replayed = rng.poisson(2.0) if iteration >= 3 else 0
+        expected.append(1 + replayed)
+    assert [row["updates"] for row in run.rows] == expected and len(updates) == sum(expected)
+    assert max(expected) > 2 and expected[:2] == [1, 1]
 
 
 # Runs

@@ -180,6 +180,17 @@ def test_trust_region_step_that_is_rejected_changes_nothing():
     assert all(torch.equal(before[k], p) for k, p in agent.state_dict().items())
 
 
+def test_trust_region_step_is_shortened_to_its_bound():
+    """A step as long as max_kl = 5 allows to second order goes too far; half of it does not."""
+    agent = agent_of()
+    x, actions, advantages = batch_of(agent)
+    args = SimpleNamespace(max_kl=5.0, cg_iterations=100, damping=1e-3)
+    fraction, gain, kl = trpo.trust_region_step(agent, args, x, actions, advantages)
+    assert 0 < fraction < 1 and gain > 0 and kl <= 1.5 * args.max_kl
+    before = agent_of()
+    assert kl == pytest.approx(kl_divergence(before.policy(x), agent.policy(x)).mean().item())
+
+
 def test_step_size_follows_the_kl():
     step_size, found = 1e-3, []
     for kl in (0.021, 0.02, 0.01, 0.005, 0.0049, 0.0, 1.0, math.nan):
@@ -316,6 +327,18 @@ def test_noise_of_cem_decreases_over_half_the_run():
     np.testing.assert_allclose(variances, [0.04, 0.03, 0.02, 0.01, 0, 0, 0], atol=1e-12)
 
 
+def test_a2c_clips_the_norm_of_the_gradient():
+    agent, norms = agent_of(), []
+    columns = [y.flatten(0, 1) for y in batch_of(agent)]
+    rmsprop = SimpleNamespace(
+        step=lambda _: norms.append(trpo.flat([p.grad for p in agent.parameters()]).norm().item())
+    )
+    for most in (1e9, 0.01):
+        args = a2c.Args(max_grad_norm=most)
+        a2c.update(agent, None, rmsprop, args, torch.tensor(0.0), *columns, columns[2] + 1)
+    assert norms[0] > 0.1 and norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
 def trained(rival, *flags):
     """A FakeRun that holds what rival.train() did on a toy task, in this process."""
     argv = ["--env-id", "toys:Toy-v0", *FAST[rival].split(), *flags]
@@ -334,11 +357,21 @@ def test_learns(rival, flags):
     scores = [score for _, score, _ in run.episodes]
     assert len(scores) > 0.09 * steps
     assert np.mean(scores[-100:]) > 0.8 * np.mean(scores[:100])  # 0 is perfect
+    if rival is a2c:  # decreases linearly
+        rates = [row["learning_rate"] for row in run.rows]
+        expected = [7e-3 * (1 - i / len(rates)) for i in range(len(rates))]
+        assert rates == pytest.approx(expected, rel=1e-5)
     if rival is vpg:
         for row, next_row in zip(run.rows, run.rows[1:]):
             low, high = row["final_kl"] < 0.005, row["final_kl"] > 0.02
             factor = 1.5 if low else 1 / 1.5 if high else 1
             assert next_row["learning_rate"] == pytest.approx(factor * row["learning_rate"])
+
+
+def test_cem_draws_with_its_noise_added():
+    """The first generation's policies are as far apart as init_std and extra_std together say."""
+    argv = "--total-timesteps", "4000", "--init-std", "0.3", "--extra-std", "0.4"
+    assert trained(cem, *argv).rows[0]["mean_std"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("rival, flags", CASES)
@@ -403,6 +436,8 @@ def test_help_is_its_own(rival, tmp_path):
         (cem, "--num-envs 2", "--num-envs 2"),
         (cem, "--elite 1.5", "--elite 1.5"),
         (cem, "--population 5", "--elite --population 5"),
+        (cem, "--population 1e9", "--population 1000000000 10000"),
+        (cem, "--population 200 --total-timesteps 100", "--population 200 --total-timesteps 100"),
     ],
 )
 def test_bad_flags_are_refused(rival, flags, words, tmp_path):
@@ -411,6 +446,15 @@ def test_bad_flags_are_refused(rival, flags, words, tmp_path):
     assert program.err.count("\n") == 1 and program.err.startswith(f"{rival.__name__}.py: ")
     assert all(word in program.err for word in words.split()), program.err
     assert not list((tmp_path / "cwd").iterdir())
+
+
+@pytest.mark.parametrize("rival", [vpg, a2c], ids=lambda rival: rival.__name__)
+def test_divergence_has_its_exit_code(rival, tmp_path):
+    flags = "--env-id toys:Toy-v0 --learning-rate 1e12 --total-timesteps 20000 --run-dir run"
+    flags += " --max-grad-norm 1e12" if rival is a2c else " --value-learning-rate 1e12"
+    program = Program(rival, tmp_path, *flags.split())
+    assert program.wait() == 3 and "diverged in iteration" in program.err, program.err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "diverged"
 
 
 @pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.__name__)

@@ -18,8 +18,8 @@ A step follows from
     truncated importance weights and their bias correction, eq. 9        policy_objective()
     the trust region around an average policy, eq. 12                    project()
 
-Settings: baselines' of 2017, Table 6's. As there, 1e-6 is added to denominators and in logarithms,
-and a game that a time limit cuts counts as ended.
+Settings: baselines' of 2017, Table 6's. As there, 1e-6 is added to denominators and in logarithms
+(but not in the projection), and a game that a time limit cuts counts as ended.
 Shapes: T num_steps, N num_envs, A number of actions; mu, pi, q [T, N, A].
 The replay takes 0.1 to 0.6 GB of the run directory until the run has finished.
 """

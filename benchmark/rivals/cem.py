@@ -37,7 +37,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector as flat
 
-ppo.LIMITS.update(elite=(1e-6, 1), extra_std=(0, 1e12))
+ppo.LIMITS.update(population=(2, 10_000), elite=(1e-6, 1), extra_std=(0, 1e12))
 
 
 @dataclass
@@ -58,6 +58,9 @@ class Args(Cem, ppo.Common):
         ppo.check_numbers(self)
         if self.num_envs != 1:
             raise ValueError(f"--num-envs {self.num_envs}: CEM plays in 1")
+        if self.population > self.total_timesteps:
+            total = f"--total-timesteps {self.total_timesteps}"
+            raise ValueError(f"--population {self.population}: more episodes than {total}")
         if self.elite * self.population < 2:
             raise ValueError(f"--elite {self.elite}: below 2 of --population {self.population}")
 

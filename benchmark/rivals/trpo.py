@@ -16,8 +16,8 @@ Each iteration, with the PPO paper's numbers of equations,
     fits the value function                                        fit_values()
 
 The policy's settings are those of the first author's code of 2016 (joschu/modular_rl), but for the
-batch, PPO's: it did better than the smallest there, 5000 (settings.csv). Line search, a fifth of
-the steps for F, and Adam for the values, with twice the passes, are openai/baselines', July 2017.
+batch, PPO's, chosen among four (benchmark/rivals_settings.sh). Line search, a fifth of the
+steps for F, and Adam for the values, with twice the passes, are openai/baselines', July 2017.
 (+) is in neither. Shapes: T num_steps, N num_envs, O observation, A action size, P parameters.
 """
 
