@@ -497,7 +497,7 @@ def test_acer_stores_what_acted_and_replays_as_often_as_it_says(tmp_path, monkey
         monkeypatch.setattr(acer, name, x)
     monkeypatch.setattr(acer, "graphed", lambda function, *_: function)
     acer.train(args, SimpleNamespace(num_actions=A, halves=()), run := FakeRun())
-    for iteration, (obs, actions, rewards, dones, mu) in stored.items():
+    for iteration, (obs, *_, mu) in stored.items():
         torch.testing.assert_close(mu, logits[iteration].exp())
         assert obs.shape == (T + 1, N, 84, 84, 4) and mu.shape == (T, N, A)
     expected = []
