@@ -710,6 +710,9 @@ class Run:
                     self.dir = self.dir / args.run_dir
                     break
             self.dir.mkdir(parents=True, exist_ok=True)
+            while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+                pass  # an environment has closed it, and the next file would get its number
+            os.close(number)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
             raise Stop(2, f"--run-dir {args.run_dir}: cannot be written", error) from error
@@ -727,8 +730,9 @@ class Run:
         for name, code in self.sources.items():
             if not (self.dir / name).exists():
                 self.write(name, code)
-        if (old := self.saved_args.get("versions")) != self.versions:
-            show(f"warning: begun with {old}, goes on with {self.versions}: results will differ")
+        old = self.saved_args.get("versions", {})
+        if new := {k: x for k, x in self.versions.items() if old.get(k) != x}:
+            show(f"warning: goes on with {new}, other than at the start: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
@@ -927,6 +931,8 @@ def evaluate(args, policy):
     try:
         saved = json.loads((run / "args.json").read_text())
         weights = torch.load(run / "agent.pt", map_location="cpu", weights_only=True)
+        if not {f.name for f in fields(args)} <= saved.keys():
+            raise ValueError(f"it was made by {saved.get('script')}")
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
@@ -975,7 +981,8 @@ def sources(script):
 
 
 LIMITS = dict(
-    seed=(0, 2**53), num_threads=(0, 1024), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
+    seed=(0, 2**53), num_threads=(0, 1024), num_envs=(1, 1e4), num_steps=(1, 1e7),
+    minibatch_size=(1, 1e7), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
     repeat_action_probability=(0, 1), vf_coef=(0, 1e12), ent_coef=(0, 1e12),
 )  # fmt: skip
 
@@ -987,7 +994,7 @@ def check_numbers(args):
         low, high = LIMITS.get(f.name, (1 if is_int else 1e-12, 1e12))
         if type(x) in (int, float) and (not low <= x <= high or is_int and x % 1):
             kind, flag = "an int" if is_int else "a number", f"--{f.name.replace('_', '-')}"
-            raise ValueError(f"{flag} {x}: must be {kind} from {low:g} to {high:g}")
+            raise ValueError(f"{flag} {x:.12g}: must be {kind} from {low:g} to {high:g}")
         setattr(args, f.name, int(x) if is_int else x)
 
 
@@ -1033,8 +1040,23 @@ def main(train, flags, script, policy=Agent):
     """Runs a script's command line: train(args, envs, run) by its flags, or --eval by its policy.
 
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
-    3 diverged. Raises SystemExit with 130 or 143 if stopped by a signal.
+    3 diverged, 130 or 143 stopped by a signal.
     """
+    threads, code = set(threading.enumerate()), 1
+    try:
+        code = command(train, flags, script, policy)
+    except SystemExit as exit:
+        code = exit.code or 0
+    except Exception:
+        traceback.print_exc()
+    left = {*threading.enumerate()} - threads
+    if any(not x.daemon for x in left) and "wandb" not in sys.modules:
+        os._exit(code)  # Python would wait for a thread that an environment has left behind
+    return code
+
+
+def command(train, flags, script, policy):
+    """main() but for what is left behind; other errors than Stop and OSError are raised."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, and the next file would get its number
             setattr(sys, name, open(os.devnull, "r+"))
@@ -1061,6 +1083,8 @@ def main(train, flags, script, policy=Agent):
         run.finish("finished")
         return 0
     except KeyboardInterrupt:
+        if run and run.state:
+            run.finish("interrupted")
         return 130
     except Exception as error:
         code = error.code if isinstance(error, Stop) else 1
@@ -1069,9 +1093,9 @@ def main(train, flags, script, policy=Agent):
             return run.exit_code
         if run and run.files and code != 2:
             run.fail(error)
-        if not isinstance(error, Stop | OSError):
+        if not isinstance(error, Stop | OSError | MemoryError) and "allocate" not in str(error):
             raise
-        show(f"{Path(script).name}: {error}", file=2)
+        show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
         return code
     finally:
         if envs:

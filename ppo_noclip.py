@@ -28,9 +28,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
+from collections import deque
 from contextlib import closing, nullcontext, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
@@ -189,7 +191,7 @@ def rollout(args, envs, act, rng):
     obs = zeros(args.num_steps, *envs.obs.shape)
     actions = zeros(args.num_steps, args.num_envs, envs.action_size)
     noise = rng.standard_normal(actions.shape, dtype=np.float32)
-    with torch.random.fork_rng(devices=()):  # environments may draw from it, apart from update()
+    with torch.random.fork_rng(devices=()), torch.enable_grad():  # environments may change either
         torch.set_rng_state(envs.torch_state)
         for t in range(args.num_steps):
             obs[t] = envs.obs
@@ -404,7 +406,9 @@ def resolve(name):
 def make_env(args, video=False):
     """An environment with vectors for observations, tried out for a step. Raises Stop(2)."""
     Box, env = gym.spaces.Box, None
+    seed = args.seed % 2**31  # some simulators take a C int
     try:
+        seed_all(seed)
         kwargs = {"render_mode": "rgb_array"} if video else {}
         env = gym.make(args.env_id, disable_env_checker=True, **kwargs)
         actions, space = env.action_space, env.observation_space
@@ -414,33 +418,54 @@ def make_env(args, video=False):
             env = gym.wrappers.FlattenObservation(env)
         if args.clip_actions:
             env = gym.wrappers.ClipAction(env)  # (+)
-        size, seed = env.observation_space.shape, args.seed % 2**31  # some simulators take a C int
+        size = env.observation_space.shape
         if 0 in (*size, *actions.shape):
             raise ValueError(f"there is nothing to see or to do: {space}, {actions}")
         obs, _ = env.reset(seed=seed)
-        next_obs, reward, _, _, _ = env.step(np.zeros(actions.shape, np.float32))
+        next_obs, reward, *ended, _ = env.step(np.zeros(actions.shape, np.float32))
+        _, _ = map(as_bool, ended)
         again, _ = env.reset(seed=seed)
-        for x, shape in ((obs, size), (next_obs, size), (again, size), (np.squeeze(reward), ())):
+        reward = np.asarray(reward).squeeze()
+        for x, shape in ((obs, size), (next_obs, size), (again, size), (reward, ())):
             if np.shape(x) != shape or not np.isfinite(x).all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
         if video:
             if hasattr(getattr(env.unwrapped, "model", None), "vis"):  # MuJoCo: ten times as fast
                 env.unwrapped.model.vis.quality.offsamples = 0
                 env.unwrapped.model.vis.quality.shadowsize = 0
-            if np.ndim(env.render()) != 3 or not env.metadata.get("render_fps", 30) > 0:
-                raise ValueError("no video of it: render() gives no picture, or render_fps is 0")
+            if not 0 < (fps := env.metadata.get("render_fps", 30)) < math.inf:
+                raise ValueError(f"no video of it: render_fps is {fps}")
+            import imageio
+
+            imageio.mimsave(BytesIO(), [np.array(env.render())], format="gif")
         return env
     except BaseException as error:
         close(env)
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise Stop(2, f"--env-id {args.env_id}", error) from error
+        raise Stop(2, f"--env-id {args.env_id}{' --capture-video' * video}", error) from error
 
 
 def close(env):
     """Whatever it raises: all that counts is written by now."""
     with suppress(BaseException):
         env.close()
+
+
+def as_bool(x):
+    """Whether an episode has ended. Raises ValueError if x does not say."""
+    if type(x) not in (bool, np.bool_):
+        x = np.asarray(x).item()  # of an array or a list of one
+        if isinstance(x, str | bytes | dict) or x != x:
+            raise ValueError(f"{x!r} does not say whether the episode has ended")
+    return bool(x)
+
+
+def seed_all(seed):
+    """Seeds the global generators: some environments draw from these."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 class Envs:
@@ -468,8 +493,11 @@ class Envs:
             for n in range(N):
                 self.reset(n)
             self.torch_state = torch.get_rng_state()  # of torch's global generator
-        except BaseException:
+            torch.set_grad_enabled(True)  # an environment may have turned it off
+        except BaseException as error:
             self.close()
+            if isinstance(error, Stop):
+                error.code = 2  # nothing has begun
             raise
 
     def close(self):
@@ -483,11 +511,11 @@ class Envs:
         self.actions[n].clear()
         sequence = np.random.SeedSequence((self.args.seed, n, self.episode[n]))
         seed = int(sequence.generate_state(1)[0] >> 1)  # some simulators take a C int
-        random.seed(seed)  # and some draw from the global generators
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_all(seed)
         try:
             self.see(n, self.envs[n].reset(seed=seed)[0])
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             raise Stop(1, f"{self.args.env_id} failed in reset()", error) from error
 
@@ -504,10 +532,13 @@ class Envs:
             obs, reward, terminated, truncated, _ = self.envs[n].step(action.copy())
             self.see(n, obs)
             reward = float(reward if isinstance(reward, float) else np.asarray(reward).item())
-            terminated, truncated = bool(terminated), bool(truncated)
+            terminated = terminated is not False and as_bool(terminated)
+            truncated = truncated is not False and as_bool(truncated)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             code, why = (1, "failed in step()") if np.isfinite(action).all() else (3, "diverged")
-            raise Stop(code, f"{self.args.env_id} {why} by {action}", error) from error
+            raise Stop(code, f"{self.args.env_id} {why} by {np.round(action, 3)}", error) from error
         self.episode_return[n] += reward
         self.discounted_return[n] = self.gamma * self.discounted_return[n] + reward
         return reward, terminated, truncated
@@ -604,6 +635,9 @@ class Run:
                     self.dir = self.dir / args.run_dir
                     break
             self.dir.mkdir(parents=True, exist_ok=True)
+            while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+                pass  # an environment has closed it, and the next file would get its number
+            os.close(number)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
             raise Stop(2, f"--run-dir {args.run_dir}: cannot be written", error) from error
@@ -621,8 +655,9 @@ class Run:
         for name, code in self.sources.items():
             if not (self.dir / name).exists():
                 self.write(name, code)
-        if (old := self.saved_args.get("versions")) != self.versions:
-            show(f"warning: begun with {old}, goes on with {self.versions}: results will differ")
+        old = self.saved_args.get("versions", {})
+        if new := {k: x for k, x in self.versions.items() if old.get(k) != x}:
+            show(f"warning: goes on with {new}, other than at the start: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
@@ -809,6 +844,8 @@ def evaluate(args, policy):
     try:
         saved = json.loads((run / "args.json").read_text())
         weights = torch.load(run / "agent.pt", map_location="cpu", weights_only=True)
+        if not {f.name for f in fields(args)} <= saved.keys():
+            raise ValueError(f"it was made by {saved.get('script')}")
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
         if ":" in run_args.env_id and run_args.env_id != args.env_id:
             raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
@@ -862,7 +899,8 @@ def sources(script):
 
 
 LIMITS = dict(
-    seed=(0, 2**53), num_threads=(0, 1024), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
+    seed=(0, 2**53), num_threads=(0, 1024), num_envs=(1, 1e4), num_steps=(1, 1e7),
+    minibatch_size=(1, 1e7), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
     init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12), kl_tolerance=(1, 1e12),
     kl_factor=(1.000001, 1e12))  # fmt: skip
 
@@ -874,7 +912,7 @@ def check_numbers(args):
         low, high = LIMITS.get(f.name, (1 if is_int else 1e-12, 1e12))
         if type(x) in (int, float) and (not low <= x <= high or is_int and x % 1):
             kind, flag = "an int" if is_int else "a number", f"--{f.name.replace('_', '-')}"
-            raise ValueError(f"{flag} {x}: must be {kind} from {low:g} to {high:g}")
+            raise ValueError(f"{flag} {x:.12g}: must be {kind} from {low:g} to {high:g}")
         setattr(args, f.name, int(x) if is_int else x)
 
 
@@ -904,8 +942,23 @@ def main(train, flags, script, policy=Agent):
     """Runs a script's command line: train(args, envs, run) by its flags, or --eval by its policy.
 
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
-    3 diverged. Raises SystemExit with 130 or 143 if stopped by a signal.
+    3 diverged, 130 or 143 stopped by a signal.
     """
+    threads, code = set(threading.enumerate()), 1
+    try:
+        code = command(train, flags, script, policy)
+    except SystemExit as exit:
+        code = exit.code or 0
+    except Exception:
+        traceback.print_exc()
+    left = {*threading.enumerate()} - threads
+    if any(not x.daemon for x in left) and "wandb" not in sys.modules:
+        os._exit(code)  # Python would wait for a thread that an environment has left behind
+    return code
+
+
+def command(train, flags, script, policy):
+    """main() but for what is left behind; other errors than Stop and OSError are raised."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, and the next file would get its number
             setattr(sys, name, open(os.devnull, "r+"))
@@ -932,6 +985,8 @@ def main(train, flags, script, policy=Agent):
         run.finish("finished")
         return 0
     except KeyboardInterrupt:
+        if run and run.state:
+            run.finish("interrupted")
         return 130
     except Exception as error:
         code = error.code if isinstance(error, Stop) else 1
@@ -940,9 +995,9 @@ def main(train, flags, script, policy=Agent):
             return run.exit_code
         if run and run.files and code != 2:
             run.fail(error)
-        if not isinstance(error, Stop | OSError):
+        if not isinstance(error, Stop | OSError | MemoryError) and "allocate" not in str(error):
             raise
-        show(f"{Path(script).name}: {error}", file=2)
+        show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
         return code
     finally:
         if envs:
@@ -992,6 +1047,9 @@ class Replay:
         inside = [y for x in owners for y in (x.modules() if isinstance(x, nn.Module) else [x])]
         self.homes = [getattr(x, "__dict__", {}) for x in (*inside, call.func)]
         self.homes.append(getattr(call.func, "__globals__", {}))
+        names = getattr(getattr(call.func, "__code__", None), "co_names", ())
+        self.constants = [(x, name, getattr(x, name)) for x in owners for name in names
+                          if isinstance(getattr(x, name, None), int | float | str)]  # fmt: skip
         if enabled:
             before = self.python_state()
             self.result = self.try_out(Recorder(self))[2].numpy()
@@ -1007,6 +1065,9 @@ class Replay:
             return self.function(*self.inputs).detach().numpy()
         self.calls += 1  # compared: 1, 2, 4, 8, ...
         compares = self.calls & (self.calls - 1) == 0 or self.calls == self.mismatch + 1
+        for x, name, value in self.constants if compares or self.calls % 256 == 0 else ():
+            if getattr(x, name) != value:
+                raise Stop(1, f"{name} is not what it was when recorded: use --no-compile")
         tries = [self.try_out(nullcontext(), x) for x in (0, 0, 1e-7)] if compares else ()
         for operation in self.operations:
             operation()
@@ -1015,10 +1076,17 @@ class Replay:
         return self.result
 
     def python_state(self):
-        """Numbers and lengths of Python that function could change, and a replay would not."""
-        items = ((i, *item) for i, home in enumerate(self.homes) for item in home.items())
-        return {(i, name, len(x) if isinstance(x, list | dict) else x) for i, name, x in items
-                if isinstance(x, int | float | str | list | dict)}  # fmt: skip
+        """Marks of what Python holds that function could change, and a replay would not."""
+
+        def mark(x):
+            if isinstance(x, np.ndarray | torch.Tensor):
+                return x.tobytes() if isinstance(x, np.ndarray) else (id(x), x._version)
+            inside = x.values() if isinstance(x, dict) else x
+            return x if isinstance(x, int | float | str) else tuple(map(id, inside))
+
+        kinds = int | float | str | list | dict | set | deque | np.ndarray | torch.Tensor
+        return {(i, name, mark(x)) for i, home in enumerate(self.homes) for name, x in home.items()
+                if isinstance(x, kinds) and not name.startswith("__")}  # fmt: skip
 
     def try_out(self, mode, nudge=0.0):
         """The state before and after function, and its result; puts back state and generator.

@@ -283,8 +283,10 @@ def summary(sweep):
 
 def told_apart(sweep):
     """Pairs of settings whose P(A beats B) has an interval without 0.5."""
-    pairs = statistics(sweep)[3]
+    pairs = {key: p for key, p in statistics(sweep)[3].items() if p[-1, 1] == p[-1, 1]}
     found = {key: p[-1] for key, p in pairs.items() if p[-1, 1] > 0.5}
+    if not pairs:  # of fewer than three seeds
+        return ""
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5. "
     text += "By chance one in twenty would; with three seeds, one in eleven.\n\n"
     rows = [[*map(sweep.label.get, key), cell(p, "{:.3f}".format)] for key, p in found.items()]

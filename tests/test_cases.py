@@ -141,6 +141,47 @@ def test_ctrl_c_that_ends_an_environments_process_too_is_ctrl_c(script, whole, t
     assert results(run) == whole(script, *few("Toy"))
 
 
+@one_script
+def test_a_thread_that_an_environment_leaves_keeps_no_process(script, whole, tmp_path):
+    """Alive, as a sweep would wait for it for ever; whatever the exit code."""
+    ended(Program(script, tmp_path / "cwd", *few("LeavesAThread")), 0, "finished")
+    assert results(tmp_path / "cwd/run") == whole(script, *few("Toy"))
+    argv = few("LeavesAThread", "--gamma", 0.9)
+    ended(Program(script, tmp_path / "cwd", *argv), 2, "--gamma 0.99, not 0.9")
+    ended(Program(script, tmp_path / "cwd", "--eval", "run", *argv[:2]), 0, "mean")
+
+
+@one_script
+def test_what_an_environment_turns_off_is_turned_on(script, whole, tmp_path):
+    """Gradients; and no file gets the number of the standard output that it has closed."""
+    program = Program(script, tmp_path / "cwd", *few("TurnsOff"))
+    assert program.wait(timeout=60) == 0 and not program.err
+    assert results(tmp_path / "cwd/run") == whole(script, *few("Toy"))
+    assert all(rows(tmp_path / "cwd/run" / f"{name}.csv") for name in ("metrics", "episodes"))
+
+
+@one_script
+def test_ctrl_c_in_a_step_is_ctrl_c(script, whole, tmp_path):
+    """Though the environment has taken over the signal, and in --eval, which does not."""
+    cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("OwnHandler")
+    argv = *argv, "--checkpoint-every", 1
+    program = Program(script, cwd, *argv).until((run / "checkpoint.pt").exists)
+    (cwd / "slow").touch()
+    program.until((cwd / "slowly").exists)
+    os.kill(program.process.pid, signal.SIGINT)
+    ended(program, 130)
+    assert status(run) == "interrupted"
+    (cwd / "slow").unlink()
+    (cwd / "slowly").unlink()
+    ended(Program(script, cwd, *argv), 0, "finished")
+    assert results(run) == whole(script, *few("Toy"))
+    (cwd / "slow").touch()
+    program = Program(script, cwd, "--eval", "run", "--env-id", "toys:OwnHandler-v0")
+    program.until((cwd / "slowly").exists)
+    os.kill(program.process.pid, signal.SIGINT)
+    ended(program, 130)
+
+
 def test_sigterm_ends_a_process_that_an_environment_forks(tmp_path):
     ended(Program(ppo_continuous, tmp_path / "cwd", *few("Forks")), 0, "finished")
 
@@ -227,8 +268,11 @@ def test_eval_of_an_endless_task_ends(whole, tmp_path):
     assert len(list((cwd / "run/videos").iterdir())) == 10
 
 
+FILMS = "None List Fails Channels Floats Ints FpsInf FpsZero FpsNone".split()
+
+
 @one_script
-@pytest.mark.parametrize("name", ["None", "List", "Fails", "FpsZero", "FpsNone"])
+@pytest.mark.parametrize("name", FILMS)
 def test_films_that_cannot_be_are_refused_at_the_start(script, name, tmp_path):
     """In one line, before there is a directory; without --capture-video it trains."""
     cwd = tmp_path / "cwd"
@@ -298,7 +342,7 @@ def test_films_of_mujoco_cost_seconds(tmp_path):
 
 
 MEANINGS = {  # toys by what they are the same as
-    "EndsBool": "EndsInt EndsFloat EndsNumpyBool EndsNumpyInt EndsArray EndsNone",
+    "EndsBool": "EndsInt EndsFloat EndsNumpyBool EndsNumpyInt EndsArray EndsNone EndsList",
     "Toy": "RewardArray RewardMatrix RewardNumber RewardDouble ObsList ObsDouble NoInfo "
     "TruncatedInt Reuses CInt",
 }
@@ -320,11 +364,14 @@ def test_a_count_for_a_flag_changes_no_advantage(script, name, whole, tmp_path):
     assert results(tmp_path / "cwd/run") == whole(script, *few("EndsBool"))
 
 
+REFUSED = "OldStep OldReset Raises EarlyReset Listed EndsText EndsDict EndsNaN FailsAtFirst"
+
+
 @one_script
-@pytest.mark.parametrize("name", ["OldStep", "OldReset", "Raises", "EarlyReset", "Listed"])
+@pytest.mark.parametrize("name", REFUSED.split())
 def test_environments_that_cannot_be_used_are_refused(script, name, tmp_path):
     """At the start, in one line, with nothing left behind."""
-    ended(Program(script, tmp_path / "cwd", *few(name)), 2, f"--env-id toys:{name}-v0")
+    ended(Program(script, tmp_path / "cwd", *few(name)), 2, f"toys:{name}-v0")
     assert not list((tmp_path / "cwd").iterdir())
 
 
@@ -492,7 +539,7 @@ def test_what_is_not_finite_is_named_where_it_arises(
 
 
 @one_script
-@pytest.mark.parametrize("toy", ["Draws", "DrawsByTorch"])
+@pytest.mark.parametrize("toy", ["Draws", "DrawsByTorch", "DrawsAtBirth"])
 def test_global_generators_are_seeded(script, toy, whole, tmp_path):
     """Twice the same bytes; and after SIGKILL, with one environment, and with films."""
     cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few(toy, "--checkpoint-every", 2)

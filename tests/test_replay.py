@@ -213,12 +213,12 @@ def test_what_the_recording_cannot_see_stops_the_run(objective):
         optimizer.step(0.01)
         return value
 
-    replay = ppo.Replay(True, partial(step, model, optimizer), ppo.zeros(8, O), ppo.zeros(8))
     rng = np.random.default_rng(1)
     with pytest.raises(ppo.Stop, match="--no-compile") as stop:
+        replay = ppo.Replay(True, partial(step, model, optimizer), ppo.zeros(8, O), ppo.zeros(8))
         for _ in range(4):
             replay(rng.normal(size=(8, O)), 1 + rng.normal(size=8))
-    assert stop.value.code == 1
+    assert stop.value.code == (2 if objective is rebound else 1)
 
 
 def test_a_sample_at_the_edge_of_the_clip_does_not_stop_a_run():
@@ -252,6 +252,8 @@ def test_with_and_without_compile_a_run_is_the_same_but_for_rounding(script):
 MLP = "layers += [layer, nn.Tanh()]"
 ADAM = "    adam.step(learning_rate)\n"
 LOG_RATIO = "    log_ratio = pi.log_prob(actions)"
+CLIPPED = "    clip_fraction = (change.abs() > clip_coef).float().mean()\n"
+RNG = "        rng = generator(args.seed, iteration)\n"
 COPIES = {  # what is changed in a copy: the exit code, and words of the line that says why
     "relu": (MLP, "layers += [layer, nn.ReLU()]", 0, ""),
     "layer norm": (MLP, "layers += [layer, nn.LayerNorm(m)]", 0, ""),
@@ -290,6 +292,28 @@ COPIES = {  # what is changed in a copy: the exit code, and words of the line th
         "    if args.calls % 64 == 0:\n"
         "        adam.step(learning_rate)\n",
         2, "update() changes calls",
+    ),
+    "a tensor kept for train()": (
+        CLIPPED, f"{CLIPPED}    agent.last_kl = kl.detach()\n", 2, "update() changes last_kl",
+    ),
+    "a sum in a tensor": (
+        CLIPPED, f"    args.kl = getattr(args, 'kl', torch.zeros(())).add_(kl.detach())\n{CLIPPED}",
+        2, "update() changes kl of",
+    ),
+    "an entry of a list": (
+        ADAM, f"    agent.norms = [agent.log_std.grad.norm()]\n{ADAM}", 2, "update() changes norms",
+    ),
+    "a set": (
+        ADAM, f"    agent.seen = {{agent.log_std.grad, *getattr(agent, 'seen', ())}}\n{ADAM}",
+        2, "update() changes seen",
+    ),
+    "an array": (
+        ADAM, f"    agent.seen = np.append(getattr(agent, 'seen', ()), 1.0)\n{ADAM}",
+        2, "update() changes seen",
+    ),
+    "a warning": (ADAM, f"    warnings.warn('of the user')\n{ADAM}", 0, ""),
+    "a coefficient that train() changes": (
+        RNG, f"{RNG}        args.ent_coef = 1e-6 * iteration\n", 1, "ent_coef is not what it was",
     ),
     "another distribution": (
         "Independent(Normal(self.actor(features), self.log_std.exp()), 1)",

@@ -1,5 +1,6 @@
 """Environments that show what is to be shown; `--env-id toys:Toy-v0` finds them."""
 
+import contextlib
 import ctypes
 import os
 import random
@@ -247,6 +248,62 @@ class ClosesByExit(Toy):
 
     def close(self):
         sys.exit(0)
+
+
+class LeavesAThread(Toy):
+    """Has a thread that outlives close()."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        threading.Thread(target=threading.Event().wait).start()
+
+
+class DrawsAtBirth(Toy):
+    """Its rewards depend on a number that it draws when it is made."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.extra = np.random.uniform() + random.random() + torch.rand(()).item()
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + self.extra, *rest
+
+
+class TurnsOff(Toy):
+    """Turns off gradients, and closes standard output, when it begins an episode."""
+
+    def reset(self, **kwargs):
+        torch.set_grad_enabled(False)
+        with contextlib.suppress(OSError):
+            os.close(1)
+        return super().reset(**kwargs)
+
+
+class OwnHandler(Toy):
+    """Takes over Ctrl-C as a program of its own would; waits while there is a file named slow."""
+
+    def reset(self, **kwargs):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        while Path("slow").exists():
+            Path("slowly").touch()
+            time.sleep(0.05)
+        return super().step(action)
+
+
+class FailsAtFirst(Toy):
+    """Its third reset(), the first after the trial, fails."""
+
+    resets = 0
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        if self.resets == 3:
+            raise ValueError("no map of this seed")
+        return super().reset(**kwargs)
 
 
 class Panics(Toy):
@@ -570,7 +627,8 @@ for name, space in SPACES.items():
 for toy in (Moves, Worker, CannotClose, Draws, Sums, Reuses, CInt, EarlyReset, OldReset):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 others = ClosesByExit, DrawsByTorch, Faulty, Last, OnePicture, Panics, SlowFilm, SlowStart, Talks
-for toy in (Breaks, Forks, *others):
+more = LeavesAThread, DrawsAtBirth, TurnsOff, OwnHandler, FailsAtFirst
+for toy in (Breaks, Forks, *others, *more):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Forever-v0", Toy)
 gym.register("SeesNothing-v0", Spaces, kwargs={"space": Box(-1, 1, (0,))})
@@ -584,6 +642,10 @@ for name, (yes, no) in {
     "NumpyInt": (np.int64(1), np.int64(0)),
     "Array": (np.array([True]), np.array([False])),
     "None": (True, None),
+    "List": ([True], [False]),
+    "Text": ("True", "False"),
+    "Dict": ({"agent": True}, {"agent": False}),
+    "NaN": (True, np.nan),
 }.items():
     gym.register(f"Ends{name}-v0", Ends, max_episode_steps=10, kwargs=dict(yes=yes, no=no))
 gym.register("Wide-v0", Wide, max_episode_steps=10, kwargs={"change": lambda *result: result})
@@ -638,6 +700,10 @@ for name, members in {
     "None": dict(picture=lambda n: None),
     "List": dict(picture=lambda n: [picture(n)]),
     "Fails": dict(picture=fail),
+    "Channels": dict(picture=lambda n: picture(n).transpose(2, 0, 1)),
+    "Floats": dict(picture=lambda n: picture(n) / 255),
+    "Ints": dict(picture=lambda n: 2 * picture(n).astype(int)),
+    "FpsInf": dict(picture=picture, fps=np.inf),
     "FpsZero": dict(picture=picture, fps=0),
     "FpsNone": dict(picture=picture, fps=None),
     "FailsLater": dict(picture=lambda n: picture(n) if n < 4 else fail()),
