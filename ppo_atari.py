@@ -517,6 +517,7 @@ class Games:
         self.seed(np.ones(n, bool))
 
     def close(self):
+        """Ends the games."""
         self.envs.close()
         self.envs.ale = None  # whose threads end when it is collected, and no earlier
 
@@ -528,6 +529,7 @@ class Games:
         self.see(*self.envs.reset(seed=seeds >> 1, options=options))  # ALE takes 31 bits
 
     def seed_again(self, mask):
+        """Starts games under mask [n] anew, each from its next seed."""
         if not mask.any():
             return
         self.starts[mask] = len(self.tape)
@@ -536,6 +538,7 @@ class Games:
         self.seed(mask)
 
     def see(self, obs, info):
+        """Takes in what the games show."""
         np.stack([*obs.swapaxes(0, 1)], -1, out=self.screens)  # 3 times as fast as transposing
         self.lives = info["lives"].copy()
 
@@ -586,6 +589,7 @@ class Games:
         return popped
 
     def state_dict(self):
+        """What load_state_dict() needs."""
         begin = int(self.starts.min())  # no game needs what came before
         self.tape, self.starts = self.tape[begin:], self.starts - begin
         state = {name: torch.tensor(getattr(self, name)) for name in self.saved}
@@ -593,6 +597,7 @@ class Games:
         return state | dict(global_step=self.global_step, num_restarts=self.num_restarts)
 
     def load_state_dict(self, state):
+        """Plays the tape again."""
         self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
         self.tape = list(state["tape"].numpy())
         saved = [state[name].numpy() for name in self.saved]
@@ -621,6 +626,7 @@ class Envs:
         self.num_actions = sizes(self.halves[0].envs)[0]
 
     def close(self):
+        """Ends all games and their threads."""
         self.threads.shutdown()
         for games in self.halves:
             games.close()
@@ -654,9 +660,11 @@ class Envs:
         return sum(games.num_restarts for games in self.halves)
 
     def state_dict(self):
+        """Of both halves."""
         return {"halves": [games.state_dict() for games in self.halves]}
 
     def load_state_dict(self, state):
+        """Of both halves."""
         for games, half in zip(self.halves, state["halves"]):
             games.load_state_dict(half)
 
@@ -808,6 +816,7 @@ class Run:
         return iteration
 
     def add(self, name, *row):
+        """Appends a row to a CSV file."""
         self.rows[name].append(",".join(map(str, row)) + "\n")
         self.files[name].write(self.rows[name][-1])
 

@@ -523,6 +523,7 @@ class Envs:
             raise
 
     def close(self):
+        """Ends all environments."""
         for env in self.envs:
             close(env)
 
@@ -542,6 +543,7 @@ class Envs:
             raise Stop(1, f"{self.args.env_id} failed in reset()", error) from error
 
     def see(self, n, obs):
+        """Takes in what environment n shows. Raises ValueError if it is no vector [O]."""
         obs = np.asarray(obs)
         if obs.shape != (self.obs_size,):  # numpy would repeat a number, and take None for NaN
             raise ValueError(f"an observation of shape {obs.shape}, not {(self.obs_size,)}")
@@ -588,12 +590,14 @@ class Envs:
         return dict(rewards=rewards, returns=returns, dones=dones, truncations=truncations)
 
     def state_dict(self):
+        """What load_state_dict() needs."""
         names = "global_step", "num_restarts", "episode", "episode_return"
         actions = [torch.tensor(np.frombuffer(x, self.obs.dtype)) for x in self.actions]
         state = {name: getattr(self, name) for name in names}
         return state | dict(actions=actions, obs=torch.tensor(self.obs))
 
     def load_state_dict(self, state):
+        """Plays the episodes in progress again. Raises Stop(1) if an environment fails."""
         self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
         for n, actions in enumerate(state["actions"]):
             self.episode[n] = state["episode"][n] - 1
@@ -755,6 +759,7 @@ class Run:
         return iteration
 
     def add(self, name, *row):
+        """Appends a row to a CSV file."""
         self.rows[name].append(",".join(map(str, row)) + "\n")
         self.files[name].write(self.rows[name][-1])
 
