@@ -465,7 +465,7 @@ def seed_all(seed):
     """Seeds the global generators: some environments draw from these."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes 0.2 ms
 
 
 class Envs:
@@ -750,9 +750,9 @@ class Run:
         """Raises Stop(3), naming the first tensor of these that is not finite; notes the time."""
         for name, x in parts.items():
             inside = x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
-            for key, nested in inside.items():
-                if not all(torch.isfinite(torch.as_tensor(y)).all() for y in tree_leaves(nested)):
-                    raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
+            if not finite(inside):
+                key = next(key for key, nested in inside.items() if not finite(nested))
+                raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
         self.last_check = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -876,6 +876,13 @@ def evaluate(args, policy):
     interval = f"95% {mean - half:.1f} to {mean + half:.1f}"
     show(f"mean {mean:.1f} ({interval}), standard deviation {std:.1f}")
     return 0
+
+
+def finite(nested):
+    """Whether every number of a nested structure of tensors and numbers is."""
+    leaves = (x for x in tree_leaves(nested) if not isinstance(x, int))
+    numbers = [torch.as_tensor(x).reshape(-1) for x in leaves]
+    return not numbers or torch.cat(numbers).isfinite().all().item()
 
 
 def lock(file, run_dir):

@@ -233,9 +233,9 @@ def measure(name, program, task, repeat, work, args):
         metrics = pd.read_csv(cwd / "run/metrics.csv")
         ends = list(zip(metrics.global_step, metrics.seconds))
         late = metrics[len(metrics) // 4 :].diff().global_step.sum()
-        for part in ("rollout", "update"):
-            seconds = metrics[f"{part}_seconds"][len(metrics) // 4 + 1 :].sum()
-            row[f"{part}_us"] = 1e6 * seconds / late
+        for part in ("rollout", "update"):  # the former with its advantages
+            seconds = metrics.get(f"{part}_seconds", pd.Series(float("nan"), metrics.index))
+            row[f"{part}_us"] = 1e6 * seconds[len(metrics) // 4 + 1 :].sum(min_count=1) / late
         row["env_alone_us"] = environment_alone(task_id(program, task), args, cwd)
     row["extrapolated"] = steps < args.steps
     if len(ends) > 2 and ends[-1][0] == steps:

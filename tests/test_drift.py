@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BASE = "ppo_continuous"
 SHARED_WITH_ATARI = """Int Args surrogate gae Adam generator Stop show Run evaluate lock sources
-check_numbers parse main command close METRICS""".split()
+check_numbers parse main command close METRICS finite""".split()
 
 
 def source(script):
