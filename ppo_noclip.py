@@ -733,7 +733,7 @@ class Run:
         for name, file in self.files.items():  # what came after the checkpoint will come again
             file.truncate(0)
             file.write("".join(self.rows[name]))
-        self.last_time = time.perf_counter()
+        self.last_time = self.begun = time.perf_counter()
         return iteration
 
     def add(self, name, *row):
@@ -763,9 +763,10 @@ class Run:
         args, now, middle = self.args, time.perf_counter(), self.last_check
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
         self.check(iteration, **metrics, **modules)
-        self.seconds += now - self.last_time
+        self.seconds += now - self.last_time  # with the last checkpoint, but not its film
+        self.last_time = now
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
-        row |= dict(rollout_seconds=middle - self.last_time, update_seconds=now - middle, **metrics)
+        row |= dict(rollout_seconds=middle - self.begun, update_seconds=now - middle, **metrics)
         if not self.rows["metrics.csv"]:
             self.add("metrics.csv", *row)
         self.add("metrics.csv", *row.values())
@@ -782,14 +783,14 @@ class Run:
             saved = {name: part.state_dict() for name, part in self.state.items()}
             saved |= dict(progress=(iteration, step, self.seconds, self.rows))
             self.write("checkpoint.pt", saved | dict(run=self.saved_args["wandb_id"]))
-        self.last_time = time.perf_counter()
+        self.begun = time.perf_counter()
         if self.exit_code:
             self.finish("interrupted")
             sys.exit(self.exit_code)
 
     def film(self, step):
         """An episode to videos/. What fails costs the film alone; nothing else changes."""
-        states = random.getstate(), np.random.get_state()
+        states, begun = (random.getstate(), np.random.get_state()), time.perf_counter()
         try:
             path = self.dir / "videos" / f"step-{step}.gif"
             play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
@@ -797,6 +798,7 @@ class Run:
             show(f"no video of step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
+        self.last_time += time.perf_counter() - begun
 
     def finish(self, status, **more):
         """Writes summary.json."""
