@@ -552,7 +552,7 @@ def test_killed_run_ends_with_the_same_bytes(rival, tmp_path):
         (a2c_atari, "--clip-coef 0.1", "--clip-coef"),
         (acer, "--total-timesteps 300", "--total-timesteps 300 16 * 20"),
         (acer, "--buffer-size 19", "--buffer-size 19 --num-steps 20"),
-        (acer, "--delta -1", "--delta -1.0 must be"),
+        (acer, "--delta -1", "--delta -1 must be"),
         (acer, "--gae-lambda 1", "--gae-lambda"),
         (acer, "--buffer-size 1e10 --total-timesteps 1e12", "--buffer-size 10000000000 disk free"),
     ],

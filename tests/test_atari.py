@@ -867,7 +867,7 @@ def test_eval_refuses_a_game_that_is_not_the_agents(env_id, word, whole, tmp_pat
         ("--env-id Brekout", "--env-id Brekout nearest breakout"),
         ("--env-id Hopper-v4", "--env-id Hopper-v4 no such Atari game"),
         ("--env-id combat", "--env-id combat no such Atari game for one player"),
-        ("--clip-coef 0", "--clip-coef 0.0 must be"),
+        ("--clip-coef 0", "--clip-coef 0 must be"),
         ("--num-envs 1.5", "--num-envs 1.5 must be an int"),
         ("--repeat-action-probability 1.1", "--repeat-action-probability 1.1 must be"),
         ("--minibatch-size 100", "--minibatch-size 100 8 * 128"),
