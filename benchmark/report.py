@@ -450,6 +450,8 @@ def main():
         return f"neither {folder} nor {out / 'runs.csv'} is there"
     if "/" in args.name:  # a section of a page
         args.name, out = args.name.split("/")[0], out.parent
+        if not (out / "runs.csv").exists():
+            return print(f"{out}: will be a page when it has runs of its own")
     text, pictures = page(args.name, out, out)
     for draw, path, *rest in pictures:
         draw(path, *rest)

@@ -14,8 +14,8 @@ Each generation
     noise to its variance, decreasing to 0 over half the run        noise_std()
 
 Settings: those of the PPO paper's first author's code of 2016 (joschu/modular_rl): a deterministic
-policy of 10 and 5 tanh units, elite, noise. But the population is half as large, for 1M steps may
-be no more than a thousand episodes; the moments of observations change between generations alone;
+policy of 10 and 5 tanh units, elite, noise. But the population is 40 instead of 200: 1M steps may be
+no more than a thousand episodes (benchmark/rivals_settings.sh compares three); the moments of observations change between generations alone;
 the noise decreases by steps, not generations; biases begin as PyTorch's. Every episode of training
 counts.
 Shapes: O observation size, A action size, D number of weights.
@@ -44,7 +44,7 @@ ppo.LIMITS.update(population=(2, 10_000), elite=(1e-6, 1), extra_std=(0, 1e12))
 class Cem:
     """Settings of CEM"""
 
-    population: ppo.Int = 100  # policies of a generation
+    population: ppo.Int = 40  # policies of a generation
     elite: float = 0.2  # the share of them that the next is fitted to
     init_std: float = 1.0  # of the weights in the first generation, around usual initial weights
     extra_std: float = 0.01  # of the noise, at first
