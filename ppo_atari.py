@@ -1069,6 +1069,8 @@ def main(train, flags, script, policy=Agent):
         traceback.print_exc()
     left = {*threading.enumerate()} - threads
     if any(not x.daemon for x in left) and "wandb" not in sys.modules:
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)  # Python would wait for a thread that an environment has left behind
     return code
 

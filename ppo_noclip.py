@@ -423,7 +423,7 @@ def make_env(args, video=False):
             raise ValueError(f"there is nothing to see or to do: {space}, {actions}")
         obs, _ = env.reset(seed=seed)
         next_obs, reward, *ended, _ = env.step(np.zeros(actions.shape, np.float32))
-        _, _ = map(as_bool, ended)
+        _, _ = map(as_bool, ended)  # two that say whether, or ValueError
         again, _ = env.reset(seed=seed)
         reward = np.asarray(reward).squeeze()
         for x, shape in ((obs, size), (next_obs, size), (again, size), (reward, ())):
@@ -967,6 +967,8 @@ def main(train, flags, script, policy=Agent):
         traceback.print_exc()
     left = {*threading.enumerate()} - threads
     if any(not x.daemon for x in left) and "wandb" not in sys.modules:
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)  # Python would wait for a thread that an environment has left behind
     return code
 
@@ -1107,14 +1109,14 @@ class Replay:
 
         nudge is what state and inputs are changed by first, as a share of each number.
         """
-        saved, rng = deepcopy(self.state), torch.Generator().manual_seed(0)
+        saved, rng = clones(self.state), torch.Generator().manual_seed(0)
         inputs = [x * (1 + nudge * torch.randn(x.shape, generator=rng)) for x in self.inputs]
         for x in (x for x in self.state.values() if nudge and x.is_floating_point()):
             x *= 1 + nudge * torch.randn(x.shape, generator=rng)
-        before = deepcopy(self.state)
+        before = clones(self.state)
         with torch.random.fork_rng(devices=()), mode:
             result = self.function(*(inputs if nudge else self.inputs)).detach()
-        after = deepcopy(self.state)
+        after = clones(self.state)
         for name, x in self.state.items():
             x.copy_(saved[name])
         return before, after, result
@@ -1145,6 +1147,11 @@ class Replay:
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
                 self.mismatch = self.calls
                 return
+
+
+def clones(tensors):
+    """The same with memory of their own."""
+    return {name: x.clone() for name, x in tensors.items()}
 
 
 def kind(name):
