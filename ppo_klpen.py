@@ -38,7 +38,7 @@ from contextlib import closing, nullcontext, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
 from itertools import count
 from pathlib import Path
@@ -156,11 +156,11 @@ def gae(rewards, values, dones, last_value, gamma, gae_lambda):
     next_values = torch.cat([values[1:], last_value[None]])
     deltas = rewards + gamma * (1 - dones) * next_values - values  # eq. 12
     decay = gamma * gae_lambda * (1 - dones)
-    advantages, advantage = [], [0.0] * len(last_value)
-    for delta, c in zip(reversed(deltas.tolist()), reversed(decay.tolist())):  # floats are fastest
-        advantage = [delta[n] + c[n] * advantage[n] for n in range(len(delta))]  # eq. 11
-        advantages.append(advantage)
-    return deltas.new_tensor(advantages[::-1])
+    N = len(last_value)
+    advantages = [0.0] * N  # of s_T, followed by those of each step, the last step first
+    for delta, c in zip(deltas.flatten().tolist()[::-1], decay.flatten().tolist()[::-1]):
+        advantages.append(delta + c * advantages[-N])  # eq. 11; floats are faster than tensors
+    return deltas.new_tensor(advantages[N:][::-1]).view_as(deltas)
 
 
 class Agent(nn.Module):
@@ -627,10 +627,11 @@ class Run:
         self.rows = {"metrics.csv": [], "episodes.csv": [header]}
         self.seconds = self.last_step = 0
         self.exit_code, self.pid = None, os.getpid()  # the code that a signal asks for
-        packages = ("torch", "gymnasium", "mujoco", "ale-py", "numpy")
-        self.versions = {d.name: d.version for d in distributions() if d.name in packages}
-        self.versions |= dict(python=sys.version.split()[0], device=processor)
+        self.versions = dict(python=sys.version.split()[0], device=processor)
         self.versions["threads"] = torch.get_num_threads()
+        for package in ("torch", "gymnasium", "mujoco", "ale-py", "numpy"):
+            with suppress(PackageNotFoundError):
+                self.versions[package] = version(package)
         try:
             names = os.listdir(self.dir) if args.run_dir and self.dir.is_dir() else ()
             found = {name: self.dir / name for name in names if name != "args.json.tmp"}
