@@ -48,7 +48,7 @@ def learner(args):
             ent_coef=0.01, vf_coef=1.0, max_grad_norm=0.5,
         )  # fmt: skip
     if args.what == "a2c":  # 16 environments, 5 steps
-        return A2C, ("MlpPolicy", vector_env(args), lambda left: 7e-4 * left), dict(
+        return A2C, ("MlpPolicy", vector_env(args), lambda left: 2e-3 * left), dict(
             n_steps=5, gae_lambda=1.0, ent_coef=0.0, vf_coef=0.25, max_grad_norm=0.5,
             use_rms_prop=True, rms_prop_eps=1e-5,
         )  # fmt: skip

@@ -14,11 +14,18 @@ SETTINGS=(  # rival, setting, flags
   "trpo  batch-25000    --num-steps 25000 --minibatch-size 50"
   "vpg   kl-0.01        --desired-kl 0.01"
   "vpg   kl-0.002       --desired-kl 0.002"
+  "vpg   kl-0.03        --desired-kl 0.03"
   "cem   population-100 --population 100"
+  "cem   population-20  --population 20"
   "cem   population-40  --population 40"
   "cem   population-200 --population 200"
-  "a2c   rewards-scaled --norm-reward"
-  "a2c   rewards-raw    --no-norm-reward"
+  "a2c   rewards-scaled --learning-rate 7e-4"
+  "a2c   rewards-raw    --learning-rate 7e-4 --no-norm-reward"
+  "a2c   lr-0.0002      --learning-rate 2e-4"
+  "a2c   lr-0.002       --learning-rate 2e-3"
+  "a2c   lr-0.005       --learning-rate 5e-3"
+  "a2c   steps-20       --learning-rate 7e-4 --num-steps 20"
+  "a2c   steps-20-lr-0.002  --learning-rate 2e-3 --num-steps 20"
 )
 
 for seed in 1 2; do
