@@ -264,7 +264,7 @@ def update(
 def train(args, envs, run):
     """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints.
 
-    Raises Stop if the run diverges or cannot go on, SystemExit if a signal ends it.
+    Raises Stop if the run diverges or cannot go on, KeyboardInterrupt if a signal ends it.
     """
     device = device_of(args)
     torch.manual_seed(args.seed)
@@ -785,10 +785,9 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.dir / name)
-        except OSError:
-            with suppress(OSError):  # a full disk needs its room
+        finally:
+            with suppress(OSError):  # where it failed: a full disk needs its room
                 temporary.unlink()
-            raise
 
     def resume(self, **state):
         """Starts the run, and brings state to where its last checkpoint left it, if there is one.
@@ -838,7 +837,7 @@ class Run:
     def log(self, iteration, step, last, metrics):
         """Ends an iteration at a global step: a row of metrics, a checkpoint where one is due.
 
-        Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
+        Raises Stop(3) if something is not finite, KeyboardInterrupt if a signal has asked for it.
         """
         args, now, middle = self.args, time.perf_counter(), self.last_check
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
@@ -865,8 +864,7 @@ class Run:
             self.write("checkpoint.pt", saved | dict(run=self.saved_args["wandb_id"]))
         self.begun = time.perf_counter()
         if self.exit_code:
-            self.finish("interrupted")
-            sys.exit(self.exit_code)
+            raise KeyboardInterrupt
 
     def film(self, step):
         """An episode to videos/. What fails costs the film alone; nothing else changes."""
@@ -1061,13 +1059,8 @@ def main(train, flags, script, policy=Agent):
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
     3 diverged, 130 or 143 stopped by a signal.
     """
-    threads, code = set(threading.enumerate()), 1
-    try:
-        code = command(train, flags, script, policy)
-    except SystemExit as exit:
-        code = exit.code or 0
-    except Exception:
-        traceback.print_exc()
+    threads = set(threading.enumerate())
+    code = command(train, flags, script, policy)
     left = {*threading.enumerate()} - threads
     if any(not x.daemon for x in left) and "wandb" not in sys.modules:
         with suppress(OSError):
@@ -1077,7 +1070,7 @@ def main(train, flags, script, policy=Agent):
 
 
 def command(train, flags, script, policy):
-    """main() but for what is left behind; other errors than Stop and OSError are raised."""
+    """main() but for what is left behind; errors that are no fault of the system's are printed."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, and the next file would get its number
             setattr(sys, name, open(os.devnull, "r+"))
@@ -1103,20 +1096,18 @@ def command(train, flags, script, policy):
             run.write("agent.pt", agent.state_dict())
         run.finish("finished")
         return 0
-    except KeyboardInterrupt:
-        if run and run.state:
-            run.finish("interrupted")
-        return 130
-    except Exception as error:
-        code = error.code if isinstance(error, Stop) else 1
-        if run and run.exit_code and code == 1:  # Ctrl-C ends an environment's processes, too
-            run.finish("interrupted")
-            return run.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code
+        if isinstance(error, KeyboardInterrupt) or signalled and code == 1:
+            if run and run.state:  # Ctrl-C ends an environment's processes, too
+                run.finish("interrupted")
+            return signalled or 130
         if run and run.files and code != 2:
             run.fail(error)
-        if not isinstance(error, Stop | OSError | MemoryError) and "allocate" not in str(error):
-            raise
-        show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
+        if isinstance(error, Stop | OSError | MemoryError) or "allocate" in str(error):
+            show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
+        else:
+            traceback.print_exc()
         return code
     finally:
         if envs:

@@ -261,7 +261,7 @@ def update(
 def train(args, envs, run):
     """Algorithm 1. Returns the agent; run takes episodes, metrics and checkpoints.
 
-    Raises Stop if the run diverges or cannot go on, SystemExit if a signal ends it.
+    Raises Stop if the run diverges or cannot go on, KeyboardInterrupt if a signal ends it.
     """
     N, M, O, A = args.num_envs, args.minibatch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
@@ -447,7 +447,7 @@ def make_env(args, video=False):
         close(env)
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise Stop(2, f"--env-id {args.env_id}{' --capture-video' * video}", error) from error
+        raise Stop(2, f"--env-id {args.env_id}{' --capture-video' * bool(video)}", error) from error
 
 
 def close(env):
@@ -592,6 +592,7 @@ class Envs:
                 self.num_restarts += 1
                 self.reset(n)
         self.torch_state = torch.get_rng_state()
+        torch.set_grad_enabled(True)
 
 
 class Run:
@@ -710,10 +711,9 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.dir / name)
-        except OSError:
-            with suppress(OSError):  # a full disk needs its room
+        finally:
+            with suppress(OSError):  # where it failed: a full disk needs its room
                 temporary.unlink()
-            raise
 
     def resume(self, **state):
         """Starts the run, and brings state to where its last checkpoint left it, if there is one.
@@ -763,7 +763,7 @@ class Run:
     def log(self, iteration, step, last, metrics):
         """Ends an iteration at a global step: a row of metrics, a checkpoint where one is due.
 
-        Raises Stop(3) if something is not finite, SystemExit if a signal has asked for it.
+        Raises Stop(3) if something is not finite, KeyboardInterrupt if a signal has asked for it.
         """
         args, now, middle = self.args, time.perf_counter(), self.last_check
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
@@ -790,8 +790,7 @@ class Run:
             self.write("checkpoint.pt", saved | dict(run=self.saved_args["wandb_id"]))
         self.begun = time.perf_counter()
         if self.exit_code:
-            self.finish("interrupted")
-            sys.exit(self.exit_code)
+            raise KeyboardInterrupt
 
     def film(self, step):
         """An episode to videos/. What fails costs the film alone; nothing else changes."""
@@ -963,13 +962,8 @@ def main(train, flags, script, policy=Agent):
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
     3 diverged, 130 or 143 stopped by a signal.
     """
-    threads, code = set(threading.enumerate()), 1
-    try:
-        code = command(train, flags, script, policy)
-    except SystemExit as exit:
-        code = exit.code or 0
-    except Exception:
-        traceback.print_exc()
+    threads = set(threading.enumerate())
+    code = command(train, flags, script, policy)
     left = {*threading.enumerate()} - threads
     if any(not x.daemon for x in left) and "wandb" not in sys.modules:
         with suppress(OSError):
@@ -979,7 +973,7 @@ def main(train, flags, script, policy=Agent):
 
 
 def command(train, flags, script, policy):
-    """main() but for what is left behind; other errors than Stop and OSError are raised."""
+    """main() but for what is left behind; errors that are no fault of the system's are printed."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, and the next file would get its number
             setattr(sys, name, open(os.devnull, "r+"))
@@ -1005,20 +999,18 @@ def command(train, flags, script, policy):
             run.write("agent.pt", agent.state_dict())
         run.finish("finished")
         return 0
-    except KeyboardInterrupt:
-        if run and run.state:
-            run.finish("interrupted")
-        return 130
-    except Exception as error:
-        code = error.code if isinstance(error, Stop) else 1
-        if run and run.exit_code and code == 1:  # Ctrl-C ends an environment's processes, too
-            run.finish("interrupted")
-            return run.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code
+        if isinstance(error, KeyboardInterrupt) or signalled and code == 1:
+            if run and run.state:  # Ctrl-C ends an environment's processes, too
+                run.finish("interrupted")
+            return signalled or 130
         if run and run.files and code != 2:
             run.fail(error)
-        if not isinstance(error, Stop | OSError | MemoryError) and "allocate" not in str(error):
-            raise
-        show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
+        if isinstance(error, Stop | OSError | MemoryError) or "allocate" in str(error):
+            show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
+        else:
+            traceback.print_exc()
         return code
     finally:
         if envs:
@@ -1057,10 +1049,11 @@ class Replay:
     def __init__(self, enabled, function, *inputs):
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
-        self.function, self.enabled, self.operations, self.state = function, enabled, [], {}
+        self.function, self.enabled, self.operations = function, enabled, []
         self.calls, self.mismatch = 0, -1  # the last call that differed
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
+        self.state = {f"input.{i}": x for i, x in enumerate(self.inputs)}
         call = partial(function)  # of a method or of another partial, too
         owners = [getattr(call.func, "__self__", None), *call.args, *call.keywords.values()]
         for i, x in enumerate(x for x in owners if isinstance(x, nn.Module)):
@@ -1073,7 +1066,7 @@ class Replay:
                           if isinstance(getattr(x, name, None), int | float | str)]  # fmt: skip
         if enabled:
             before = self.python_state()
-            self.result = self.try_out(Recorder(self))[2].numpy()
+            self.result = self.try_out(function, mode=Recorder(self))[1].numpy()
             if changed := self.python_state() - before:
                 name = min(changed, key=str)[1]
                 raise Stop(2, f"{call.func.__name__}() changes {name} of Python: use --no-compile")
@@ -1089,11 +1082,14 @@ class Replay:
         for x, name, value in self.constants if compares or self.calls % 256 == 0 else ():
             if getattr(x, name) != value:
                 raise Stop(1, f"{name} is not what it was when recorded: use --no-compile")
-        tries = [self.try_out(nullcontext(), x) for x in (0, 0, 1e-7)] if compares else ()
+        if compares:
+            self.compare()
+        return self.repeat()
+
+    def repeat(self, *_):
+        """Does once more what was recorded."""
         for operation in self.operations:
             operation()
-        if compares:
-            self.compare(*tries)
         return self.result
 
     def python_state(self):
@@ -1109,41 +1105,34 @@ class Replay:
         return {(i, name, mark(x)) for i, home in enumerate(self.homes) for name, x in home.items()
                 if isinstance(x, kinds) and not name.startswith("__")}  # fmt: skip
 
-    def try_out(self, mode, nudge=0.0):
-        """The state before and after function, and its result; puts back state and generator.
+    def try_out(self, function, nudge=0.0, mode=None):
+        """What function changes in the state, with its result, by name; and the result as it is.
 
-        nudge is what state and inputs are changed by first, as a share of each number.
+        State and generator are put back. nudge is what state and inputs are changed by first, as a
+        share of each number.
         """
-        saved, rng = clones(self.state), torch.Generator().manual_seed(0)
-        inputs = [x * (1 + nudge * torch.randn(x.shape, generator=rng)) for x in self.inputs]
+        saved, rng = [x.clone() for x in self.state.values()], torch.Generator().manual_seed(0)
         for x in (x for x in self.state.values() if nudge and x.is_floating_point()):
             x *= 1 + nudge * torch.randn(x.shape, generator=rng)
-        before = clones(self.state)
-        with torch.random.fork_rng(devices=()), mode:
-            result = self.function(*(inputs if nudge else self.inputs)).detach()
-        after = clones(self.state)
-        for name, x in self.state.items():
-            x.copy_(saved[name])
-        return before, after, result
+        before = [x.clone().double() for x in self.state.values()]
+        with torch.random.fork_rng(devices=()), mode or nullcontext():
+            result = torch.as_tensor(function(*self.inputs)).detach()
+        changes = {k: x.double() - y for (k, x), y in zip(self.state.items(), before)}
+        for x, y in zip(self.state.values(), saved):
+            x.copy_(y)
+        return changes | {f"result.{i}": x.double() for i, x in enumerate(result.flatten())}, result
 
-    def compare(self, expected, again, nudged):
-        """Raises Stop(1) if the replay has come to something else twice running.
+    def compare(self):
+        """Raises Stop(1) if the replay comes to something else twice running.
 
         What rounding may do is what function makes of state and inputs that are nudged as much.
         Once may be a sample at the very edge of the clip that rounding has put beyond it.
         """
-
-        def changes(before, after, result):
-            results = {f"result.{i}": x.double() for i, x in enumerate(result.flatten())}
-            return {name: x.double() - before[name].double() for name, x in after.items()} | results
-
-        found = changes(expected[0], self.state, torch.from_numpy(self.result))
-        sizes, (_, after, _) = {}, expected  # of all tensors of a kind
-        for name, x in after.items():
-            sizes[kind(name)] = sizes.get(kind(name), 0) + x.double().norm()
-        expected, again, nudged = (changes(*x) for x in (expected, again, nudged))
+        tries = (self.repeat, 0), (self.function, 0), (self.function, 0), (self.function, 1e-7)
+        found, expected, again, nudged = (self.try_out(*x)[0] for x in tries)
         for name, x in expected.items():
-            rounding = 100 * (nudged[name] - x).norm() + 1e-5 * (1 + sizes.get(kind(name), 0))
+            size = self.state.get(name, x).double().norm()
+            rounding = 100 * (nudged[name] - x).norm() + 1e-5 * (1 + size)
             far = (found[name] - x).norm() > 1e-2 * x.norm() + rounding
             far |= (again[name] - x).norm() > 0  # function has changed something of Python's
             if far or not torch.equal(found[name].isfinite(), x.isfinite()):
@@ -1154,16 +1143,6 @@ class Replay:
                 return
 
 
-def clones(tensors):
-    """The same with memory of their own."""
-    return {name: x.clone() for name, x in tensors.items()}
-
-
-def kind(name):
-    """What has one scale: "adam1.means" of "adam1.means.3", "agent" of "agent.log_std"."""
-    return name.rpartition(".")[0] if name[-1].isdigit() else name.split(".")[0]
-
-
 class Recorder(TorchDispatchMode):
     """Puts into replay.operations what repeats the operations that are called while it is on."""
 
@@ -1172,7 +1151,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, replay):
         super().__init__()
         self.operations = replay.operations
-        self.varying = addresses((replay.inputs, replay.state))  # and of what depends on these
+        self.varying = addresses(replay.state)  # and of what depends on it
 
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
         kwargs, name, tags, Tag = kwargs or {}, target.name(), set(target.tags), torch.Tag
@@ -1214,12 +1193,10 @@ def repeated(target, result, args, kwargs):
         return [partial(f, *(xs if f in as_is else map(fast, xs))) for f, *xs in calls]
     operation = partial(getattr(torch, packet, target), *args, **kwargs)
 
-    def fill():
-        for x, new in zip(tree_leaves(result), tree_leaves(operation())):
-            if x is not None:
-                x.copy_(new)
-
-    return [operation if target._schema.is_mutable else fill]
+    if target._schema.is_mutable:
+        return [operation]
+    leaves = tree_leaves(result)
+    return [lambda: [x.copy_(y) for x, y in zip(leaves, tree_leaves(operation())) if x is not None]]
 
 
 def fast(x):

@@ -153,8 +153,11 @@ def test_a_thread_that_an_environment_leaves_keeps_no_process(script, whole, tmp
 
 @one_script
 def test_what_an_environment_turns_off_is_turned_on(script, whole, tmp_path):
-    """Gradients; and no file gets the number of the standard output that it has closed."""
-    program = Program(script, tmp_path / "cwd", *few("TurnsOff"))
+    """Gradients, after a kill too; no file gets the number of the standard output it has closed."""
+    argv = few("TurnsOff", "--checkpoint-every", 1)
+    program = Program(script, tmp_path / "cwd", *argv)
+    program.until((tmp_path / "cwd/run/checkpoint.pt").exists).wait(signal.SIGKILL)
+    program = Program(script, tmp_path / "cwd", *argv)
     assert program.wait(timeout=60) == 0 and not program.err
     assert results(tmp_path / "cwd/run") == whole(script, *few("Toy"))
     assert all(rows(tmp_path / "cwd/run" / f"{name}.csv") for name in ("metrics", "episodes"))
@@ -296,6 +299,15 @@ def test_films_that_fail_later_cost_no_run(name, whole, tmp_path):
     if name == "FailsLater":
         played = "--eval", "run", "--env-id", f"toys:Film{name}-v0", "--capture-video"
         ended(Program(ppo_continuous, cwd, *played), 1, "--eval run: episode 0 failed")
+
+
+@pytest.mark.parametrize("video", [None, Path("film.gif")])
+def test_why_an_environment_cannot_be_filmed_is_said(video):
+    """play() gives the film's path, or None."""
+    args = ppo_continuous.Args(env_id="toys:Raises-v0")
+    with pytest.raises(ppo_continuous.Stop, match="RuntimeError: the motor is off") as stop:
+        ppo_continuous.make_env(args, video)
+    assert ("--capture-video" in str(stop.value)) == bool(video)
 
 
 def test_films_leave_the_global_generators_alone(whole, tmp_path):

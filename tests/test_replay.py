@@ -221,6 +221,21 @@ def test_what_the_recording_cannot_see_stops_the_run(objective):
     assert stop.value.code == (2 if objective is rebound else 1)
 
 
+def test_a_large_count_beside_the_weights_hides_no_difference():
+    """Late in a run the moments have taken in a million observations."""
+
+    def step(agent, x):
+        agent.log_std.data += float(x.numpy().mean())
+        return x.sum()
+
+    _, agent, _ = learner(ppo)
+    agent.obs_moments.count.fill_(1e6)
+    replay = ppo.Replay(True, partial(step, agent), ppo.zeros(8))
+    with pytest.raises(ppo.Stop, match="agent.log_std: use --no-compile"):
+        for _ in range(4):
+            replay(np.full(8, 0.1))
+
+
 def test_a_sample_at_the_edge_of_the_clip_does_not_stop_a_run():
     """One comparison may fail, where rounding decides; the calls next to it do not."""
 
