@@ -189,8 +189,9 @@ def how(name, sweep):
     """How the runs were made, as a list."""
     runs = sweep.runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
-    script = f"benchmark/{name.split('/')[-1].replace('-', '_')}.sh"
-    lines = [f"`SEEDS={runs['seed'].nunique()} bash {script}`"] * (HERE.parent / script).exists()
+    names = (x.replace("-", "_") for x in (name.split("/")[-1], name.replace("/", "_")))
+    scripts = [f"benchmark/{x}.sh" for x in names if (HERE / f"{x}.sh").exists()]
+    lines = [f"`SEEDS={runs['seed'].nunique()} bash {x}`" for x in scripts[:1]]
     made = name if lines else name.split("/")[0]
     lines = [", then ".join([*lines, f"`python benchmark/report.py {made}`"])]
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
@@ -334,6 +335,8 @@ def acer_lead(sweep):
 
 def beaten(sweep):
     """By task, how likely a run of the reference beats one of each other setting."""
+    if sweep.table().map(len).min(axis=None) < stats.FEWEST:
+        return ""
     base, others = sweep.reference, [s for s in sweep.label if s != sweep.reference]
     found = np.array([statistics(sweep)[3][base, s] for s in others]).transpose(1, 0, 2)
     text = f"How likely a run of {sweep.label[base]} beats one of the row:\n\n"

@@ -28,7 +28,7 @@ SETTINGS=(  # rival, setting, flags
   "a2c   steps-20-lr-0.002  --learning-rate 2e-3 --num-steps 20"
 )
 
-for seed in 1 2; do
+for seed in $(seq "${SEEDS:-2}"); do
   for line in "${SETTINGS[@]}"; do
     for task in $TASKS; do
       read -r rival setting flags <<< "$line"
