@@ -5,6 +5,7 @@
 Figure 1: one term of L^CLIP against the probability ratio, and its gradient, which is what learns.
 Figure 2: surrogate objectives on the straight line through the parameters before and after the
 first update of a run, and beyond. Both go to benchmark/results/figures/, figure 2 with its numbers.
+The picture of benchmark/results/speed/ is drawn from its mujoco.csv.
 """
 
 import argparse
@@ -15,12 +16,13 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 from launch import git_commit  # noqa: E402
-from plots import plt, save  # noqa: E402
+from plots import CYCLE, plt, save  # noqa: E402
 
 import ppo_continuous as ppo  # noqa: E402
 
@@ -149,6 +151,30 @@ def figure_2(args):
     return x[peak], kl[peak], kl[there], clip[peak]
 
 
+def speed(path):
+    """Steps a second of each program, and where a step of ours takes its time, task by task."""
+    names = {"ours": "this repository", "sb3": "Stable-Baselines3", "cleanrl": "CleanRL"}
+    data = pd.read_csv(path)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
+    sps = data.pivot_table(index="task", columns="program", values="sps", aggfunc="median")
+    sps = sps[list(names)].rename(columns=names)
+    sps.plot.barh(ax=left, color=CYCLE, width=0.8, xlabel="steps a second, one core", ylabel="")
+    ours = data[data["program"] == "ours"].groupby("task").median(numeric_only=True)
+    parts = pd.DataFrame({
+        "environment, timed alone": ours["env_alone_us"],
+        "rest of rollout and advantages": ours["rollout_us"] - ours["env_alone_us"],
+        "update": ours["update_us"],
+    })  # fmt: skip
+    parts.plot.barh(ax=right, stacked=True, color=CYCLE[3:], xlabel="our microseconds a step")
+    for ax in (left, right):
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=3, columnspacing=1)
+        ax.tick_params(axis="y", length=0)
+    left.locator_params(axis="x", nbins=4)
+    left.xaxis.set_major_formatter("{x:,.0f}")
+    left.invert_yaxis()
+    save(figure, path.with_name("speed.png"))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -160,6 +186,7 @@ def main():
     ppo.gym.logger.min_level = ppo.gym.logger.ERROR
     OUT.mkdir(parents=True, exist_ok=True)
     figure_1()
+    speed(OUT.parent / "speed/mujoco.csv")
     args = ppo.Args(env_id=ppo.resolve(flags.env_id), seed=flags.seed, total_timesteps=2048)
     peak, kl, kl_there, top = figure_2(args)
     command = " ".join(["python benchmark/figures.py", *map(shlex.quote, sys.argv[1:])])
