@@ -185,6 +185,7 @@ def main():
     torch.set_num_threads(1)
     ppo.gym.logger.min_level = ppo.gym.logger.ERROR
     OUT.mkdir(parents=True, exist_ok=True)
+    commit = git_commit()  # before files of it change
     figure_1()
     speed(OUT.parent / "speed/mujoco.csv")
     args = ppo.Args(env_id=ppo.resolve(flags.env_id), seed=flags.seed, total_timesteps=2048)
@@ -218,7 +219,7 @@ where every update starts, r = 1.
 - `{command}`
 - {args.env_id}, seed {args.seed}, first update of a run with the script's defaults: 2048 steps, 10
   epochs, standardised advantages
-- commit {git_commit()}, PyTorch {torch.__version__}
+- commit {commit}, PyTorch {torch.__version__}
 - numbers of figure 2: `figure2.csv`
 
 [All results](../README.md)
