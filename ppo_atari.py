@@ -38,7 +38,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
@@ -712,12 +712,13 @@ class Run:
         """Creates the directory, says what will run, and takes over Ctrl-C and SIGTERM."""
         args, name = self.args, f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}"
         try:
-            for seconds in count(int(time.time())) if not args.run_dir else ():
-                args.run_dir = f"runs/{name.replace('/', '_')}__{seconds}"
-                with suppress(FileExistsError):  # of a run that began in the same second
-                    (self.dir / args.run_dir).mkdir(parents=True)
-                    self.dir = self.dir / args.run_dir
-                    break
+            if not args.run_dir:
+                for seconds in count(int(time.time())):
+                    args.run_dir = f"runs/{name.replace('/', '_')}__{seconds}"
+                    with suppress(FileExistsError):  # of a run that began in the same second
+                        (self.dir / args.run_dir).mkdir(parents=True)
+                        break
+                self.dir /= args.run_dir
             self.dir.mkdir(parents=True, exist_ok=True)
             while (number := os.open(os.devnull, os.O_RDWR)) < 3:
                 pass  # an environment has closed it, and the next file would get its number
@@ -832,14 +833,14 @@ class Run:
             if not finite(inside):
                 key = next(key for key, nested in inside.items() if not finite(nested))
                 raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
-        self.last_check = time.perf_counter()
+        self.rollout_end = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
         """Ends an iteration at a global step: a row of metrics, a checkpoint where one is due.
 
         Raises Stop(3) if something is not finite, KeyboardInterrupt if a signal has asked for it.
         """
-        args, now, middle = self.args, time.perf_counter(), self.last_check
+        args, now, middle = self.args, time.perf_counter(), self.rollout_end
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
         self.check(iteration, **metrics, **modules)
         self.seconds += now - self.last_time  # with the last checkpoint, but not its film
@@ -894,10 +895,9 @@ class Run:
         with suppress(OSError):
             text = "".join(traceback.format_exception(error))
             (self.dir / "error.txt").write_bytes(text.encode(errors="backslashreplace"))
-            if self.state:
-                status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
-                kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
-                self.finish(status, reason=f"{kind}{error}")
+            status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
+            kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
+            self.finish(status, reason=f"{kind}{error}")
 
 
 def play(args, agent, seed, video=None, stop=lambda: False):
@@ -949,8 +949,7 @@ def evaluate(args, policy):
         env = make_env(run_args, args.capture_video)
         close(env)
         agent = policy(*sizes(env), run_args)
-        shapes = [{k: x.shape for k, x in w.items()} for w in (weights, agent.state_dict())]
-        if shapes[0] != shapes[1]:
+        if any(weights[k].shape != x.shape for k, x in agent.state_dict().items()):
             raise ValueError(f"its agent is not for {run_args.env_id}")
         agent.load_state_dict(weights)
     except Exception as error:
@@ -1017,14 +1016,13 @@ def check_numbers(args):
 
 def parse(argv, flags, script, doc):
     """The flags of a command line; --help shows a box for each of their bases. Raises Stop(2)."""
-    defaults, boxes = {f.name: f.default for f in fields(flags)}, []
-    for part in flags.__bases__[::-1]:
-        default = partial(part, **{f.name: defaults[f.name] for f in fields(part)})
-        boxes.append((part.__name__, part, field(default_factory=default)))
+    bases = flags.__bases__[::-1]
+    boxes = make_dataclass("Flags", [(base.__name__, base) for base in bases])
+    parts = (base(**{f.name: getattr(flags, f.name) for f in fields(base)}) for base in bases)
     options = dict(args=argv, description=doc, config=(tyro.conf.OmitArgPrefixes,))
     with redirect_stderr(StringIO()) as stderr:
         try:
-            typed = vars(tyro.cli(make_dataclass("Flags", boxes), **options)).values()
+            typed = vars(tyro.cli(boxes, default=boxes(*parts), **options)).values()
             args = flags(**{k: x for part in typed for k, x in vars(part).items()})
         except ValueError as error:
             raise Stop(2, str(error)) from None
@@ -1098,11 +1096,12 @@ def command(train, flags, script, policy):
         return 0
     except (Exception, KeyboardInterrupt) as error:
         code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code
+        # Ctrl-C ends an environment's processes, too, and then its step fails
         if isinstance(error, KeyboardInterrupt) or signalled and code == 1:
-            if run and run.state:  # Ctrl-C ends an environment's processes, too
+            if run and run.state:
                 run.finish("interrupted")
             return signalled or 130
-        if run and run.files and code != 2:
+        if run and run.state and code != 2:
             run.fail(error)
         if isinstance(error, Stop | OSError | MemoryError) or "allocate" in str(error):
             show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)

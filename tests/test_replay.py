@@ -249,7 +249,7 @@ def test_a_sample_at_the_edge_of_the_clip_does_not_stop_a_run():
     for call in range(1, 9):
         extra[0] = 0.125 if call == 4 else 0.0
         replay(np.full(8, 0.1))
-    assert replay.mismatch == 4
+    assert replay.retry == 5
 
 
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
@@ -356,6 +356,22 @@ def test_a_changed_copy_runs_or_says_why_not(script, name, tmp_path):
         assert not list((tmp_path / "cwd").iterdir())
     if code and name != "another distribution":
         assert Program(copy, tmp_path / "cwd2", *argv, "--no-compile").wait() == 0
+
+
+COEF = 1.0
+
+
+def test_a_global_number_that_changes_stops_the_run(monkeypatch):
+    """As `global COEF; COEF *= 0.99` in a copy's train()."""
+
+    def step(x):
+        return x.sum() * COEF
+
+    replay = ppo.Replay(True, step, ppo.zeros(4))
+    replay(np.ones(4))
+    monkeypatch.setitem(globals(), "COEF", 2.0)
+    with pytest.raises(ppo.Stop, match="COEF is not what it was"):
+        replay(np.ones(4))
 
 
 def test_a_module_given_by_name_is_found():

@@ -438,13 +438,14 @@ def test_full_disk_leaves_the_last_checkpoint(limit, finished, tmp_path):
     assert results(run) == results(finished(ppo_continuous) / "run")
 
 
-def test_full_disk_at_the_start_ends_with_1(finished, tmp_path):
-    """No room for the script's copy: one line, and once there is, the same command works."""
+@pytest.mark.parametrize("limit", [20_000, 1000])
+def test_full_disk_at_the_start_ends_with_1(limit, finished, tmp_path):
+    """No room for the script's copy or for args.json: one line; once there is, it works."""
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     done = subprocess.run(
         [sys.executable, ppo_continuous.__file__, *TOY], cwd=cwd, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "large" in done.stderr
     assert Program(ppo_continuous, cwd, *TOY).wait() == 0
