@@ -1063,7 +1063,8 @@ class Replay(TorchDispatchMode):
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
         self.function, self.enabled, self.operations = function, enabled, []
-        self.calls, self.retry = 0, None  # the call to be compared again, after one that differed
+        self.calls, self.due = 0, 1  # due: the call at which check() is due
+        self.retry = None  # the call to be compared again, after one that differed
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         self.state = {f"input.{i}": x for i, x in enumerate(self.inputs)}
@@ -1093,13 +1094,9 @@ class Replay(TorchDispatchMode):
                 array[...] = x
         if not self.enabled:
             return self.function(*self.inputs).detach().numpy()
-        self.calls += 1  # compared: 1, 2, 4, 8, ...
-        compares = self.calls & (self.calls - 1) == 0 or self.calls == self.retry
-        for x, name, value in self.constants if compares or self.calls % 256 == 0 else ():
-            if getattr(x, name) != value:
-                raise Stop(1, f"{name} is not what it was when recorded: use --no-compile")
-        if compares:
-            self.compare()
+        self.calls += 1
+        if self.calls == self.due:
+            self.check()
         return self.repeat()
 
     def repeat(self, *_):
@@ -1107,6 +1104,15 @@ class Replay(TorchDispatchMode):
         for operation in self.operations:
             operation()
         return self.result
+
+    def check(self):
+        """Compares calls 1, 2, 4, 8, ...; looks at the constants then and every 256 calls."""
+        self.due = min(1 << self.calls.bit_length(), (self.calls // 256 + 1) * 256)
+        for x, name, value in self.constants:
+            if getattr(x, name) != value:
+                raise Stop(1, f"{name} is not what it was when recorded: use --no-compile")
+        if self.calls & (self.calls - 1) == 0 or self.calls == self.retry:
+            self.compare()
 
     def python_state(self):
         """Marks of what Python holds that function could change, and a replay would not."""
@@ -1185,7 +1191,7 @@ class Replay(TorchDispatchMode):
                 if self.calls == self.retry:
                     what = getattr(self.function, "func", self.function).__name__
                     raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
-                self.retry = self.calls + 1
+                self.retry = self.due = self.calls + 1
                 return
 
 
