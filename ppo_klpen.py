@@ -1173,9 +1173,9 @@ class Replay(TorchDispatchMode):
     def compare(self):
         """Raises Stop(1) if the replay comes to something else twice running.
 
-        Of a change 1% is let pass, 100 times what a nudge of state and inputs by 1e-7 makes of it,
-        and 3e-5 of the size of its owner's tensors. Once may be a sample at the very edge of the
-        clip that rounding has put beyond it.
+        As rounding pass 1% of a change, 100 times what a nudge of state and inputs by 1e-7 makes of
+        it, and 3e-5 of the size of its owner's tensors. Once may be a sample at the very edge of
+        the clip that rounding has put beyond it.
         """
         tries = (self.repeat, 0), (self.function, 0), (self.function, 0), (self.function, 1e-7)
         found, expected, again, nudged = (self.try_out(*x)[0] for x in tries)
