@@ -5,6 +5,7 @@
 It is the untrained one: actions from N(0, 1), not clipped, as the scripts' are.
 """
 
+import argparse
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def play(env, rng, seed):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     gym.logger.min_level = gym.logger.ERROR
     versions = " ".join(f"{x}={version(x)}" for x in ("gymnasium", "mujoco", "numpy"))
     rows = []

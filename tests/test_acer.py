@@ -124,28 +124,6 @@ def test_policy_objective_action_by_action():
         torch.testing.assert_close(found[n], total, rtol=1e-3, atol=1e-4)
 
 
-def test_projection_is_the_closest_point():
-    g, k = torch.randn(200, A), torch.randn(200, A)
-    z = acer.project(g, k, 0.3)
-    inside = (g * k).sum(-1) <= 0.3
-    assert 20 < inside.sum() < 180
-    assert (z[inside] == g[inside]).all()
-    assert ((z * k).sum(-1)[~inside] - 0.3).abs().max() < 1e-4
-    for _ in range(100):  # no other point of the half-space is closer
-        other = z + 0.1 * torch.randn_like(z)
-        allowed = (other * k).sum(-1) <= 0.3
-        assert ((other - g).norm(dim=-1) >= (z - g).norm(dim=-1) - 1e-4)[allowed].all()
-
-
-def test_rmsprop_is_tensorflows():
-    p = nn.Parameter(torch.tensor([1.0, -2.0]))
-    rmsprop, p.grad = acer.RMSProp([p], 0.9, 0.1), torch.tensor([0.5, 3.0])
-    rmsprop.step(0.2)
-    square = 0.9 + 0.1 * np.array([0.25, 9])
-    expected = [1, -2] + 0.2 * np.array([0.5, 3]) / np.sqrt(square + 0.1)
-    np.testing.assert_allclose(p.detach(), expected)
-
-
 # Updates
 
 
@@ -467,15 +445,15 @@ def test_acer_stores_what_acted_and_replays_as_often_as_it_says(tmp_path, monkey
     torch.set_default_dtype(torch.float32)
     flags = dict(num_envs=N, num_steps=T, cuda=False, network="a3c", replay_ratio=2.0)
     args = acer.Args(**flags, replay_start=3 * T, buffer_size=6 * T, total_timesteps=9 * N * T)
-    logits, updates, stored = {}, [], {}
+    batches, updates, stored = [], [], {}
 
     def rollout(args, envs, act, rng):
-        scores = torch.randn(T, N, A)
-        logits[len(logits) + 1] = scores.log_softmax(-1)
-        obs = torch.zeros(T + 1, N, 84, 84, 4, dtype=torch.uint8)
-        actions, rewards, dones = torch.randint(A, (T, N)), torch.randn(T, N), torch.zeros(T, N)
-        return SimpleNamespace(obs=obs[:-1], next_obs=obs[-1], actions=actions, rewards=rewards,
-                               dones=dones, logits=logits[len(logits)], values=rewards)  # fmt: skip
+        obs = torch.randint(256, (T + 1, N, 84, 84, 4), dtype=torch.uint8)
+        actions, rewards = torch.randint(A, (T, N)), torch.randn(T, N)
+        dones, logits = torch.randint(2, (T, N)).float(), torch.randn(T, N, A).log_softmax(-1)
+        batches.append(SimpleNamespace(obs=obs[:-1], next_obs=obs[-1], actions=actions, dones=dones,
+                                       rewards=rewards, logits=logits, values=rewards))  # fmt: skip
+        return batches[-1]
 
     class Replay:
         def __init__(self, *_):
@@ -497,9 +475,10 @@ def test_acer_stores_what_acted_and_replays_as_often_as_it_says(tmp_path, monkey
         monkeypatch.setattr(acer, name, x)
     monkeypatch.setattr(acer, "graphed", lambda function, *_: function)
     acer.train(args, SimpleNamespace(num_actions=A, halves=()), run := FakeRun())
-    for iteration, (obs, *_, mu) in stored.items():
-        torch.testing.assert_close(mu, logits[iteration].exp())
-        assert obs.shape == (T + 1, N, 84, 84, 4) and mu.shape == (T, N, A)
+    for batch, columns in zip(batches, stored.values(), strict=True):
+        obs = torch.cat([batch.obs, batch.next_obs[None]])
+        expected = obs, batch.actions, batch.rewards, batch.dones, batch.logits.exp()
+        assert all(map(torch.equal, columns, expected)) and len(columns) == len(expected)
     expected = []
     for iteration in range(1, 10):
         rng = ppo_atari.generator(args.seed, iteration)
@@ -542,6 +521,9 @@ def test_killed_run_ends_with_the_same_bytes(rival, tmp_path):
     assert results(cwd / "run") == results(whole / "run")
     program = Program(cwd / "run" / f"{rival.__name__}.py", cwd, *argv)  # its own copy
     assert program.wait() == 0 and "already finished" in program.out, program.err
+    if rival is a2c_atari:
+        found = [float(row["learning_rate"]) for row in rows(metrics)]
+        np.testing.assert_allclose(found, 7e-4 * (1 - np.arange(len(found)) / len(found)))
 
 
 @pytest.mark.parametrize(

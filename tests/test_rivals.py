@@ -368,6 +368,12 @@ def test_learns(rival, flags):
             assert next_row["learning_rate"] == pytest.approx(factor * row["learning_rate"])
 
 
+@pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.__name__)
+def test_the_filter_takes_in_every_observation_once(rival):
+    run = trained(rival, "--total-timesteps", 2560)
+    assert run.state["agent"].obs_moments.count == 2560
+
+
 def test_cem_draws_with_its_noise_added():
     """The first generation's policies are as far apart as init_std and extra_std together say."""
     argv = "--total-timesteps", "4000", "--init-std", "0.3", "--extra-std", "0.4"

@@ -45,7 +45,7 @@ ppo.LIMITS.update(average_decay=(0, 1), delta=(0, 1e12))
 
 @dataclass
 class A2c(ppo.Advantages):
-    """Settings of A2C; (+) is not in the papers"""
+    """Settings of A2C; (+) is neither in the papers nor in baselines"""
 
     num_steps: Int = 5  # T, horizon of one rollout
     gae_lambda: float = 1.0  # (+) lambda of the PPO paper's eq. 11; 1 is A2C
@@ -85,11 +85,12 @@ def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantage
         free_phi = phi.detach().requires_grad_()
         mean, log_std = free_phi.chunk(2, -1)
         pi = Independent(Normal(mean, log_std.exp()), 1)
-    policy_objective = pi.log_prob(actions) * advantages + args.ent_coef * pi.entropy()
-    objective, projected = policy_objective.mean(), torch.zeros(())
+    policy_objective, entropy = pi.log_prob(actions) * advantages, pi.entropy()
+    gain = policy_objective + args.ent_coef * entropy
+    objective, projected = gain.mean(), torch.zeros(())
     if args.trust_region:
         kl = kl_divergence(average.policy(agent.features(obs)), pi)
-        totals = policy_objective.sum(), kl.sum()  # a sum's gradient has a row for each sample
+        totals = gain.sum(), kl.sum()  # a sum's gradient has a row for each sample
         g, k = (torch.autograd.grad(x, free_phi, retain_graph=True)[0] for x in totals)
         z = project(g, k, args.delta)
         objective, projected = (z * phi).sum(-1).mean(), (z != g).any(-1).float().mean()
@@ -101,7 +102,7 @@ def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantage
     if args.trust_region:
         for a, p in zip(average.parameters(), agent.parameters()):
             a.mul_(args.average_decay).add_((1 - args.average_decay) * p.detach())
-    return torch.stack([policy_objective.mean(), value_loss, pi.entropy().mean(), projected])
+    return torch.stack([policy_objective.mean(), value_loss, entropy.mean(), projected])
 
 
 def train(args, envs, run):
@@ -109,7 +110,7 @@ def train(args, envs, run):
     B, O, A = args.batch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    average = deepcopy(agent).requires_grad_(False)
+    average = deepcopy(agent).requires_grad_(False)  # unused without --trust-region
     rmsprop = RMSProp(agent.parameters())
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(update, agent, average, rmsprop, args)

@@ -12,7 +12,7 @@ Each iteration
     estimates advantages, n-step returns less V, the PPO paper's eq. 10              estimate()
     takes one step of RMSProp up its eq. 9, with L^PG, eq. 2, for L^CLIP             update()
 
-Settings: baselines' of 2017; the paper prints none of its own. (+) marks what is in neither.
+Settings: baselines' of 2017; the paper prints none of its own. (+) marks what is not there.
 Shapes: T num_steps, N num_envs, B = T*N.
 """
 
@@ -38,7 +38,7 @@ from ppo_atari import Agent, Int, device_of, estimate, graphed, logits_and_value
 
 @dataclass
 class A2c(ppo.Advantages):
-    """Settings of A2C; (+) is not in the papers"""
+    """Settings of A2C; (+) is neither in the papers nor in baselines"""
 
     num_steps: Int = 5  # T, horizon of one rollout
     gae_lambda: float = 1.0  # (+) lambda of the PPO paper's eq. 11; 1 is A2C

@@ -18,10 +18,11 @@ A step follows from
     truncated importance weights and their bias correction, eq. 9        policy_objective()
     the trust region around an average policy, eq. 12                    project()
 
-Settings: baselines' of 2017, Table 6's. As there, 1e-6 is added to denominators and in logarithms
-(but not in the projection), and a game that a time limit cuts counts as ended.
+Settings: baselines' of November 2017; the paper prints none. As there, 1e-6 is added to
+denominators and in logarithms (but not in the projection), and a game that a time limit cuts counts
+as ended.
 Shapes: T num_steps, N num_envs, A number of actions; mu, pi, q [T, N, A].
-The replay takes 0.1 to 0.6 GB of the run directory until the run has finished.
+Until it has finished, a run's replay takes 0.1 to 0.6 GB of its directory (Yars' Revenge: 1.4).
 """
 
 import sys
@@ -104,8 +105,11 @@ class QAgent(Agent):
 
 
 def retrace(rewards, dones, q_taken, values, last_value, ratio, gamma):
-    """Q^ret [T, N], eq. 5. rewards, dones (after the action), Q and pi / mu of the actions taken,
-    values V(s_t) are [T, N]; last_value V(s_T) [N]."""
+    """Q^ret [T, N], eq. 5, its weights truncated at 1, as in baselines and in Retrace, not at c.
+
+    rewards, dones (after the action), Q and pi / mu of the actions taken, values V(s_t) are [T, N];
+    last_value V(s_T) [N].
+    """
     q_ret, following = torch.empty_like(rewards), last_value
     for t in reversed(range(len(rewards))):
         q_ret[t] = rewards[t] + gamma * (1 - dones[t]) * following

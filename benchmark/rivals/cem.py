@@ -16,8 +16,9 @@ Each generation
 Settings: those of the PPO paper's first author's code of 2016 (joschu/modular_rl): a deterministic
 policy of 10 and 5 tanh units, elite, noise. But the population is 40 instead of 200: 1M steps may
 be no more than a thousand episodes (benchmark/rivals_settings.sh compares four); the moments of
-observations change between generations alone; the noise decreases by steps, not generations; biases
-begin as PyTorch's. Every episode of training counts.
+observations change between generations alone; the noise decreases by steps, not generations;
+weights and biases begin as PyTorch's, but the last weights, as there, at a tenth. Every episode of
+training counts.
 Shapes: O observation size, A action size, D number of weights.
 """
 

@@ -1,7 +1,7 @@
 """The replay memory of acer.py: segments of games, compressed, as files of the run directory.
 
-Frames are stored once: 50,000 steps of 16 games, 6.8 GB, take 0.1 to 0.6 GB of the disk, and no
-memory. Shapes: T num_steps, N num_envs, A number of actions.
+Frames are stored once: 50,000 steps of 16 games, 6.8 GB, take 0.1 to 0.6 GB of the disk (Yars'
+Revenge: 1.4), and no memory. Shapes: T num_steps, N num_envs, A number of actions.
 """
 
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ppo_atari import Stop, device_of
 
-COMPRESSION = 5  # size before / after, at least: Yars' Revenge; most games have 11 or more
+COMPRESSION = 5  # size before / after of the worst game, Yars' Revenge; others have 11 or more
 
 
 def restack(frames, begins):
@@ -85,7 +85,7 @@ class Segments:
         return [torch.from_numpy(x).to(device_of(self.args)) for x in (obs, *columns)]
 
     def state_dict(self):
-        """Before a checkpoint: brings new files to the disk, removes those that none needs."""
+        """Before a checkpoint: brings new files to the disk, removes those that none can need."""
         for i in range(self.saved + 1, self.iteration + 1):
             with open(self.path(i), "rb") as file:
                 os.fsync(file.fileno())
@@ -96,6 +96,7 @@ class Segments:
         return {"iteration": self.iteration}
 
     def load_state_dict(self, state):
+        """Goes on from a checkpoint. Raises ValueError if a file is missing that it may need."""
         self.iteration = self.saved = i = state["iteration"]
         missing = [path for path in map(self.path, self.window(i)) if not path.exists()]
         if missing and i < self.args.num_iterations:

@@ -136,7 +136,7 @@ def train(args, envs, run):
     M, O, A = args.minibatch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 makes full steps of rounding
+    adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) 1e-8 makes steps of mere rounding
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = Replay(args.compile, partial(value_step, agent.critic, adam), 0.0, zeros(M, O), zeros(M))
     start = run.resume(agent=agent, adam=adam, return_moments=return_moments, envs=envs)

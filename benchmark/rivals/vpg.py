@@ -14,9 +14,10 @@ Each iteration, with the PPO paper's numbers of equations,
     fits the value function                                        fit_values()
 
 The rule and the passes are those of the code which the footnote names (hw4 of
-berkeleydeeprlcourse/homework, March 2017), the step size kept within 1e-8 and 1. Batch, lambda and
-standardised advantages are those of the nearest MuJoCo code of its time (ACKTR in openai/baselines,
-August 2017), but for whole episodes. (+) marks what is in neither.
+berkeleydeeprlcourse/homework, March 2017). Batch, lambda and standardised advantages are those of
+the nearest MuJoCo code of its time (ACKTR in openai/baselines, August 2017), but for whole
+episodes. (+) marks what is in neither: bounds of the step size, and a value function that is fitted
+by minibatches and to lambda returns instead of whole ones.
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size; x: obs,
 filtered.
 """
@@ -41,16 +42,16 @@ from torch.distributions import kl_divergence
 
 @dataclass
 class ValueFit:
-    """The value function's"""
+    """Fit of the value function"""
 
     value_learning_rate: float = 1e-3  # Adam's step size
     value_epochs: Int = 10  # passes over the rollout
-    minibatch_size: Int = 64  # M
+    minibatch_size: Int = 64  # M, (+) in vpg.py
 
 
 @dataclass
 class Vpg(ppo.Advantages):
-    """The policy's; (+) is not in the code of its time"""
+    """Policy and advantages; (+) is not in the code of its time"""
 
     num_steps: Int = 2560  # T, horizon of one rollout
     gae_lambda: float = 0.97  # lambda of the PPO paper's eq. 11
@@ -70,7 +71,7 @@ def adapt(step_size, kl, desired_kl):
         step_size /= 1.5
     if kl < desired_kl / 2:
         step_size *= 1.5
-    return min(max(step_size, 1e-8), 1.0)
+    return min(max(step_size, 1e-8), 1.0)  # (+)
 
 
 def policy_step(agent, adam, x, actions, advantages):
@@ -113,7 +114,7 @@ def train(args, envs, run):
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
     adam = Adam([*agent.actor.parameters(), agent.log_std], eps=1e-8)
     adam.register_buffer("step_size", torch.tensor(args.learning_rate))
-    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # 1e-8 makes full steps of rounding
+    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) 1e-8 makes steps of mere rounding
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(value_step, agent.critic, value_adam)
     step = Replay(args.compile, step, 0.0, zeros(M, O), zeros(M))
