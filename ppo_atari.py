@@ -453,8 +453,9 @@ def make_env(args, video=False, num_envs=1, **kwargs):
     """num_envs games much as in the 2017 code, or, for a video, with the screen that people see.
 
     4 frames an action, of which the last two are pooled, 84x84 grey, 4 stacked. Other than there:
-    FIRE comes before the random number of no-ops, and not after a lost life; a game is truncated
-    after 30 minutes. Raises Stop(2) if there is no such game.
+    FIRE comes before the random number of no-ops; after a lost life there is neither FIRE nor a
+    no-op, and the frames before it stay in the stack; a game is truncated after 30 minutes. Raises
+    Stop(2) if there is no such game.
     """
     if video:
         kwargs |= dict(grayscale=False, img_height=210, img_width=160, stack_num=1)

@@ -194,7 +194,8 @@ def main():
     text = f"""# Where does the clipped objective stop an update?
 
 Where the mean KL is about as large as in the paper. L^CLIP peaks at an E[KL] of {kl:.4f}; in the
-paper's Figure 2 it peaks at about 0.02. L^CPI has no such point: it goes on rising.
+paper's Figure 2 it peaks at about 0.02. L^CPI, the surrogate without clipping (eq. 6), has no such
+point: it goes on rising.
 
 | | λ | E[KL] | L^CLIP |
 | --- | ---: | ---: | ---: |

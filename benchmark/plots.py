@@ -70,7 +70,9 @@ def curves(path, sweep, column="return"):
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
     tasks, groups = sweep.tasks, groups if len(groups) > 2 and not sweep.above else [""]
     lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
-    across = {name: dict(color=c, linestyle="--") for name, c in zip(lines, CYCLE[::-1])}
+    gap = 3 * max(len(lines) - 1, 1)  # dashes of lines at the same height fill each other's gaps
+    across = {name: dict(color=c, linestyle=(3 * i, (3, gap)))
+              for i, (name, c) in enumerate(zip(lines, CYCLE[::-1]))}  # fmt: skip
     last = [None] * (len(look) + len(lines) > 1)  # the panel of the legend
     panels = len(tasks) + len(last)
     columns = 7 if panels > 8 else 3 if panels in (5, 6) else min(panels, 4)
@@ -178,6 +180,7 @@ def kl(path, sweep):
                 ax.axhline(float(label.split("-")[0]), color=look[s]["color"], linewidth=0.8)
         ax.set(title=FAMILIES.get(name, ""), yscale="log", xlabel="million steps")
         place = dict(loc="upper center", ncols=3, columnspacing=1, handlelength=1.4, fontsize=8)
+        place |= dict(frameon=True, edgecolor="none", framealpha=0.9)
         ax.legend(**place if name else dict(loc="center left", bbox_to_anchor=(1, 0.5)))
     axes[0, 0].set_ylabel("KL[pi_old, pi] after the update")
     low, high = np.clip(axes[0, 0].get_ylim(), 1e-5, 1e3)  # L^PG goes far beyond

@@ -289,7 +289,7 @@ def told_apart(sweep):
     if not pairs:  # of fewer than three seeds
         return ""
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5. "
-    text += "By chance one in twenty would; with three seeds, one in eleven.\n\n"
+    text += "By chance one in twenty would; with three seeds, by simulation, one in eleven.\n\n"
     rows = [[*map(sweep.label.get, key), cell(p, "{:.3f}".format)] for key, p in found.items()]
     return text + markdown(["A", "B", "P(A beats B)"], rows, texts=2)
 

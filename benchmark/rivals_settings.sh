@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The search for the rivals' settings where their authors left a choice: three tasks, two seeds,
-# 1M steps each, at most 12 settings a rival.
+# 1M steps each, at most 7 settings a rival.
 #     bash benchmark/rivals_settings.sh [flags of launch.py]      RIVALS=trpo for one of them
 #     python benchmark/report.py rivals/settings            a section of the page of rivals.sh
 set -euo pipefail

@@ -12,7 +12,7 @@ A run survives if it ends, says and keeps what it must, and then, asked to go on
 bytes of the first run: episodes.csv, agent.pt, and metrics.csv without its columns of time. The
 processes are forked from one that has imported torch, which makes room for more kills an hour.
 The tables go to benchmark/results/crash-tests/. Exit code: 0 if all survived, else 1. Not a test
-for pytest, since it takes a quarter of an hour.
+for pytest, since it takes a quarter of an hour or more.
 """
 
 import argparse
