@@ -300,7 +300,7 @@ def train(args, envs, run):
             if args.target_kl is not None and epoch[METRICS.index("kl")] > args.target_kl:  # (+)
                 break
 
-        row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()))
+        row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist(), strict=True))
         unexplained = (value_targets - batch.values).var() / value_targets.var().clamp(min=1e-12)
         row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
@@ -325,7 +325,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.eps, self.ascending = eps, list(parameters)
+        self.eps, self.ascending = eps, [p for p in parameters if p.requires_grad]
         self.means = nn.ParameterList(map(torch.zeros_like, self.ascending)).requires_grad_(False)
         self.squares = deepcopy(self.means)
         self.t = nn.Buffer(torch.zeros((), device=self.means[0].device))
@@ -678,7 +678,7 @@ class Run:
 
     def __init__(self, args, script, processor):
         """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
-        self.args, self.script, self.sources = args, Path(script).name, sources(script)
+        self.args, self.script, self.sources = args, Path(script).resolve().name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
         self.saved_args, self.summary, self.files, self.state = {}, {}, {}, {}
         header = "global_step,episodic_return,episodic_length\n"
@@ -699,6 +699,7 @@ class Run:
             if "summary.json" in found:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
             same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
+            same.append(self.saved_args.get("script") == self.script)
         except (OSError, ValueError, TypeError) as error:
             raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script", error) from error
         for name, x in asdict(args).items():
@@ -706,7 +707,7 @@ class Run:
                 flag = f"--{name.replace('_', '-')}"
                 raise Stop(2, f"--run-dir {args.run_dir}: holds a run with {flag} {old}, not {x}")
         if not all(same):
-            how = f"resume with `python {args.run_dir}/{self.script}`"
+            how = f"resume with `python {args.run_dir}/{self.saved_args.get('script')}`"
             raise Stop(2, f"--run-dir {args.run_dir}: begun by another version of this; {how}")
 
     def start(self):
@@ -893,7 +894,7 @@ class Run:
 
     def fail(self, error):
         """Keeps the traceback of what ended the run, and says so in summary.json."""
-        with suppress(OSError):
+        with suppress(OSError, MemoryError):
             text = "".join(traceback.format_exception(error))
             (self.dir / "error.txt").write_bytes(text.encode(errors="backslashreplace"))
             status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
@@ -1096,6 +1097,8 @@ def command(train, flags, script, policy):
         run.finish("finished")
         return 0
     except (Exception, KeyboardInterrupt) as error:
+        if run and os.getpid() != run.pid:  # a process of an environment's
+            os._exit(1)
         code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code
         # Ctrl-C ends an environment's processes, too, and then its step fails
         if isinstance(error, KeyboardInterrupt) or signalled and code == 1:

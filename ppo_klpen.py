@@ -21,6 +21,7 @@ The defaults are those of Table 3. (+) marks what is not in the paper; each has 
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
 """
 
+import gc
 import json
 import math
 import os
@@ -33,6 +34,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections import defaultdict, deque
 from contextlib import ExitStack, closing, nullcontext, redirect_stderr, suppress
 from copy import deepcopy
@@ -205,7 +207,8 @@ def rollout(args, envs, act, rng):
     obs = zeros(args.num_steps, *envs.obs.shape)
     actions = zeros(args.num_steps, args.num_envs, envs.action_size)
     noise = rng.standard_normal(actions.shape, dtype=np.float32)
-    with torch.random.fork_rng(devices=()), torch.enable_grad():  # environments may change either
+    # environments may change any of these
+    with torch.random.fork_rng(devices=()), torch.enable_grad(), np.errstate():
         torch.set_rng_state(envs.torch_state)
         for t in range(args.num_steps):
             obs[t] = envs.obs
@@ -308,7 +311,7 @@ def train(args, envs, run):
             rows = rng.permutation(args.batch_size).reshape(-1, M)
             for minibatch in zip(*(x[rows] for x in columns)):
                 metrics.append(step(learning_rate, kl_coef, *minibatch).copy())
-            epoch = dict(zip(METRICS, np.mean(metrics[-len(rows) :], 0)))
+            epoch = dict(zip(METRICS, np.mean(metrics[-len(rows) :], 0), strict=True))
             if args.target_kl is not None and epoch["kl"] > args.target_kl:  # (+)
                 break
         with torch.no_grad():
@@ -339,7 +342,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.eps, self.ascending = eps, list(parameters)
+        self.eps, self.ascending = eps, [p for p in parameters if p.requires_grad]
         self.means = nn.ParameterList(map(torch.zeros_like, self.ascending)).requires_grad_(False)
         self.squares = deepcopy(self.means)
         self.t = nn.Buffer(torch.zeros((), device=self.means[0].device))
@@ -614,7 +617,7 @@ class Run:
 
     def __init__(self, args, script, processor):
         """Only looks. Raises Stop(2) unless the directory is free or holds this very run."""
-        self.args, self.script, self.sources = args, Path(script).name, sources(script)
+        self.args, self.script, self.sources = args, Path(script).resolve().name, sources(script)
         self.dir = Path(args.run_dir or "").absolute()  # some environments change the cwd
         self.saved_args, self.summary, self.files, self.state = {}, {}, {}, {}
         header = "global_step,episodic_return,episodic_length\n"
@@ -635,6 +638,7 @@ class Run:
             if "summary.json" in found:
                 self.summary = dict(json.loads((self.dir / "summary.json").read_text()))
             same = [x == found[n].read_bytes() for n, x in self.sources.items() if n in found]
+            same.append(self.saved_args.get("script") == self.script)
         except (OSError, ValueError, TypeError) as error:
             raise Stop(2, f"--run-dir {args.run_dir}: not a run of this script", error) from error
         for name, x in asdict(args).items():
@@ -642,7 +646,7 @@ class Run:
                 flag = f"--{name.replace('_', '-')}"
                 raise Stop(2, f"--run-dir {args.run_dir}: holds a run with {flag} {old}, not {x}")
         if not all(same):
-            how = f"resume with `python {args.run_dir}/{self.script}`"
+            how = f"resume with `python {args.run_dir}/{self.saved_args.get('script')}`"
             raise Stop(2, f"--run-dir {args.run_dir}: begun by another version of this; {how}")
 
     def start(self):
@@ -829,7 +833,7 @@ class Run:
 
     def fail(self, error):
         """Keeps the traceback of what ended the run, and says so in summary.json."""
-        with suppress(OSError):
+        with suppress(OSError, MemoryError):
             text = "".join(traceback.format_exception(error))
             (self.dir / "error.txt").write_bytes(text.encode(errors="backslashreplace"))
             status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
@@ -1009,6 +1013,8 @@ def command(train, flags, script, policy):
         run.finish("finished")
         return 0
     except (Exception, KeyboardInterrupt) as error:
+        if run and os.getpid() != run.pid:  # a process of an environment's
+            os._exit(1)
         code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code
         # Ctrl-C ends an environment's processes, too, and then its step fails
         if isinstance(error, KeyboardInterrupt) or signalled and code == 1:
@@ -1068,10 +1074,14 @@ class Replay(TorchDispatchMode):
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         self.state = {f"input.{i}": x for i, x in enumerate(self.inputs)}
+        self.parameters = {}  # their gradients are looked at, too
         call = partial(function)  # of a method or of another partial, too
+        self.name = getattr(call.func, "__name__", "function")
         owners = [getattr(call.func, "__self__", None), *call.args, *call.keywords.values()]
         for i, x in enumerate(x for x in owners if isinstance(x, nn.Module)):
-            self.state |= x.state_dict(prefix=f"{type(x).__name__.lower()}{i or ''}.")
+            name = f"{type(x).__name__.lower()}{i or ''}"
+            self.state |= x.state_dict(prefix=f"{name}.")
+            self.parameters |= x.named_parameters(name)
         inside = [y for x in owners for y in (x.modules() if isinstance(x, nn.Module) else [x])]
         # where function may keep something of Python's
         self.homes = [getattr(x, "__dict__", {}) for x in (*inside, call.func)]
@@ -1082,11 +1092,14 @@ class Replay(TorchDispatchMode):
                           if isinstance(getattr(x, name, None), int | float | str)]  # fmt: skip
         if enabled:
             self.varying = addresses(self.state)  # and of what depends on it
+            self.made, self.results = set(), []  # addresses of function's own tensors; references
             before = self.python_state()
             self.result = self.try_out(function, mode=self)[1].numpy()
             if changed := self.python_state() - before:
-                name = min(changed, key=str)[1]
-                raise Stop(2, f"{call.func.__name__}() changes {name} of Python: use --no-compile")
+                what = min(changed, key=str)[1]
+                raise Stop(2, f"{self.name}() changes {what} of Python: use --no-compile")
+            if self.kept() and (gc.collect(), self.kept())[1]:  # what is in a cycle is not in use
+                raise Stop(2, f"{self.name}() keeps a tensor from call to call: use --no-compile")
 
     def __call__(self, *inputs):
         for array, x in zip(self.arrays, inputs, strict=True):
@@ -1114,19 +1127,25 @@ class Replay(TorchDispatchMode):
         if self.calls & (self.calls - 1) == 0 or self.calls == self.retry:
             self.compare()
 
+    def kept(self):
+        """The addresses of tensors of function's own that vary and are in use after its end."""
+        alive = addresses([x() for x in self.results]) & self.varying
+        gradients = [p.grad for p in self.parameters.values()]
+        return alive - addresses([self.state, gradients, torch.from_numpy(self.result)])
+
     def python_state(self):
         """Marks of what Python holds that function could change, and a replay would not."""
 
-        def mark(x):
-            if isinstance(x, np.ndarray):
-                return x.tobytes()
+        def mark(x, depth=3):
+            x = vars(x) if isinstance(x, SimpleNamespace) else x
             if isinstance(x, torch.Tensor):
-                return id(x), x._version
-            if isinstance(x, int | float | str):
-                return x
-            return tuple(map(id, x.values() if isinstance(x, dict) else x))
+                return id(x), x.data_ptr()
+            if isinstance(x, list | tuple | dict | set | deque) and depth:
+                return tuple(mark(y, depth - 1) for y in (x.values() if isinstance(x, dict) else x))
+            return x.tobytes() if isinstance(x, np.ndarray) else x if type(x) in plain else id(x)
 
-        kinds = int | float | str | list | dict | set | deque | np.ndarray | torch.Tensor
+        plain, more = (int, float, str, bool), (list, dict, set, deque, np.ndarray, torch.Tensor)
+        kinds = (*plain, *more, SimpleNamespace)
         return {(i, name, mark(x)) for i, home in enumerate(self.homes) for name, x in home.items()
                 if isinstance(x, kinds) and not name.startswith("__")}  # fmt: skip
 
@@ -1134,20 +1153,33 @@ class Replay(TorchDispatchMode):
         """Records an operation of PyTorch's, each that is called within `with self`."""
         kwargs, name, tags, Tag = kwargs or {}, target.name(), set(target.tags), torch.Tag
         reads_values = tags & {Tag.data_dependent_output, Tag.dynamic_output_shape}
-        if target.namespace != "aten" or reads_values:
-            line = [f for f in traceback.extract_stack() if "/torch/" not in f.filename][-2]
+        if name == "aten::index.Tensor":
+            reads_values = any(x is not None and not x.dtype.is_signed for x in args[1])  # a mask
+        given = {x.name: y for x, y in zip(target._schema.arguments, args)} | kwargs
+        written = [given.get(x.name) for x in target._schema.arguments if x.is_write]
+        written = [x for x in tree_leaves(written) if torch.is_tensor(x)]
+        foreign = addresses(written) - self.varying - self.made
+        if target.namespace != "aten" or reads_values or foreign:
+            why = f"{name} cannot be repeated on other numbers"
+            if foreign:
+                why = f"{name} changes a tensor that no state_dict() has"
+            folder = os.path.dirname(torch.__file__)
+            line = [x for x in traceback.extract_stack() if not x.filename.startswith(folder)][-2]
             where = f"{Path(line.filename).name}, line {line.lineno}, `{line.line}`"
-            raise Stop(2, f"{where}: {name} cannot be repeated on other numbers: use --no-compile")
-        in_place = target._schema.is_mutable
-        if in_place and not addresses(args[0]) <= self.varying:  # a constant so far
-            self.operations.insert(0, partial(args[0].detach().copy_, args[0].clone()))
+            raise Stop(2, f"{where}: {why}: use --no-compile")
+        for x in written:
+            if not addresses(x) <= self.varying:  # a constant so far
+                whole = x.detach() if x._base is None else x._base.detach()
+                self.operations.insert(0, partial(whole.copy_, whole.clone()))
         result = target(*args, **kwargs)
+        self.results += [weakref.ref(x) for x in tree_leaves(result) if torch.is_tensor(x)]
         if name == "aten::expand" and 0 in result.stride():
             result = result.contiguous()  # numpy is slow where a stride is 0
-        elif target.is_view:
+        elif target.is_view and name != "aten::lift_fresh" or Tag.inplace_view in tags:
             return result
+        self.made |= addresses(result)
         varies = Tag.nondeterministic_seeded in tags or addresses((args, kwargs)) & self.varying
-        if in_place or varies and name not in ("aten::ones_like", "aten::zeros_like"):
+        if written or varies and name not in ("aten::ones_like", "aten::zeros_like"):
             self.varying |= addresses(result)
             nested = tree_map_only(torch.Tensor, torch.Tensor.detach, (result, args, kwargs))
             self.operations += repeated(target, *nested)
@@ -1160,37 +1192,46 @@ class Replay(TorchDispatchMode):
         share of each number.
         """
         saved, rng = [x.clone() for x in self.state.values()], torch.Generator().manual_seed(0)
+        gradients = [p.grad for p in self.parameters.values()]
+        for x in self.inputs if mode else ():
+            x.uniform_(generator=rng)  # solvers fail on zeros
         for x in (x for x in self.state.values() if nudge and x.is_floating_point()):
             x *= 1 + nudge * torch.randn(x.shape, generator=rng)
-        before = [x.clone().double() for x in self.state.values()]
+        before = [x.to(torch.float64, copy=True) for x in self.state.values()]
         with torch.random.fork_rng(devices=()), mode or nullcontext():
             result = torch.as_tensor(function(*self.inputs)).detach()
         changes = {k: x.double() - y for (k, x), y in zip(self.state.items(), before)}
+        changes |= {f"{k}.grad": p.grad.to(torch.float64, copy=True)
+                    for k, p in self.parameters.items() if p.grad is not None}  # fmt: skip
         for x, y in zip(self.state.values(), saved):
             x.copy_(y)
+        for p, x in zip(self.parameters.values(), () if mode else gradients):
+            p.grad = x  # the replay's
         return changes | {f"result.{i}": x.double() for i, x in enumerate(result.flatten())}, result
 
     def compare(self):
         """Raises Stop(1) if the replay comes to something else twice running.
 
-        As rounding pass 1% of a change, 100 times what a nudge of state and inputs by 1e-7 makes of
-        it, and 3e-5 of the size of its owner's tensors. Once may be a sample at the very edge of
-        the clip that rounding has put beyond it.
+        As rounding pass 1% of a change (1e-4 of a result), 100 times what a nudge of state and
+        inputs by 1e-7 makes of it, and 3e-5 of the size of its owner's tensors. Once may be a
+        sample at the very edge of the clip that rounding has put beyond it.
         """
-        tries = (self.repeat, 0), (self.function, 0), (self.function, 0), (self.function, 1e-7)
-        found, expected, again, nudged = (self.try_out(*x)[0] for x in tries)
+        tries, nudged = (self.repeat, self.function, self.function), None
+        found, expected, again = (self.try_out(x)[0] for x in tries)
         sizes = defaultdict(float)  # of all tensors of an owner: of "adam1.means", "agent.actor.0"
         for name, x in self.state.items():
             sizes[name.rpartition(".")[0]] += (x.double() + expected[name]).norm()
-        for name, x in expected.items():
-            size = sizes[name.rpartition(".")[0]]
-            rounding = 100 * (nudged[name] - x).norm() + 3e-5 * (1 + size)
-            far = (found[name] - x).norm() > 1e-2 * x.norm() + rounding
-            far |= (again[name] - x).norm() > 0  # function has changed something of Python's
-            if far or not torch.equal(found[name].isfinite(), x.isfinite()):
+        for name, x in ((name, x) for name, x in expected.items() if name in found):
+            error, share = (found[name] - x).norm(), 1e-4 if name.startswith("result") else 1e-2
+            rounding = share * x.norm() + 3e-5 * (1 + sizes[name.rpartition(".")[0]])
+            if error > rounding:
+                nudged = nudged or self.try_out(self.function, nudge=1e-7)[0]
+                rounding += 100 * (nudged[name] - x).norm()
+            far = error > rounding or not torch.equal(found[name].isfinite(), x.isfinite())
+            if far or (again[name] - x).norm() > 0:  # it has changed something of Python's
                 if self.calls == self.retry:
-                    what = getattr(self.function, "func", self.function).__name__
-                    raise Stop(1, f"the replay of {what}() differs in {name}: use --no-compile")
+                    what = f"the replay of {self.name}() differs in {name}"
+                    raise Stop(1, f"{what}: use --no-compile")
                 self.retry = self.due = self.calls + 1
                 return
 
@@ -1212,7 +1253,7 @@ def repeated(target, result, args, kwargs):
         return [partial(f, *(xs if f in as_is else map(fast, xs))) for f, *xs in calls]
     operation = partial(getattr(torch, packet, target), *args, **kwargs)
 
-    if target._schema.is_mutable:
+    if target._schema.is_mutable and addresses(result) <= addresses((args, kwargs)):
         return [operation]
     leaves = tree_leaves(result)
     return [lambda: [x.copy_(y) for x, y in zip(leaves, tree_leaves(operation())) if x is not None]]
@@ -1240,7 +1281,8 @@ SAME = dict(
     sqrt=np.sqrt, sub=np.subtract, tanh=np.tanh)  # fmt: skip
 NUMPY = {  # by PyTorch's name: from its result and arguments, [(numpy's function, *arguments)]
     "_to_copy": lambda out, x: [(np.copyto, out, x, "unsafe")],
-    "addmm": lambda out, b, x, w: [(dot, fast(x), w, fast(out)), (np.add, out, b, out)],
+    "addmm": lambda out, b, x, w: not np.may_share_memory(out, b) and [
+        (dot, fast(x), w, fast(out)), (np.add, out, b, out)],
     "clamp": lambda out, x, low=None, high=None: [
         (SAME["maximum"], x, -np.inf if low is None else low, out),
         (SAME["minimum"], out, np.inf if high is None else high, out)],

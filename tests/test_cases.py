@@ -189,6 +189,15 @@ def test_sigterm_ends_a_process_that_an_environment_forks(tmp_path):
     ended(Program(ppo_continuous, tmp_path / "cwd", *few("Forks")), 0, "finished")
 
 
+def test_a_process_that_an_environment_forks_ends_no_run(whole, tmp_path):
+    argv = few("ForksAndFails", "--checkpoint-every", 1)
+    program = Program(ppo_continuous, tmp_path / "cwd", *argv)
+    ended(program, 0, "finished")
+    assert "in a process" not in program.out + program.err
+    assert not (tmp_path / "cwd/run/error.txt").exists()
+    assert results(tmp_path / "cwd/run") == whole(ppo_continuous, *few("Toy"))
+
+
 def test_each_picture_of_a_film_is_kept_as_it_was(tmp_path):
     ended(Program(ppo_continuous, tmp_path / "cwd", *few("OnePicture", "--capture-video")), 0)
     from PIL import Image
@@ -995,6 +1004,19 @@ def test_rival_is_not_resumed_by_other_sources(name, rival, tmp_path):
     program = Program(rival, cwd, *RIVAL_FLAGS, "--checkpoint-every", 2)
     ended(program, 2, "--run-dir run", "run/rival.py")
     assert program.err.startswith("rival.py: ") and snapshot(run) == before
+
+
+def test_a_run_is_not_resumed_by_another_program(rival, tmp_path):
+    """Though both have all else in common."""
+    argv = *RIVAL_FLAGS, "--exp-name", "same", "--checkpoint-every", 2
+    run = tmp_path / "cwd/run"
+    program = Program(rival, tmp_path / "cwd", *argv)
+    program.until((run / "checkpoint.pt").exists).wait(signal.SIGKILL)
+    (run / "summary.json").unlink(missing_ok=True)
+    before = snapshot(run)
+    other = shutil.copy(rival, rival.with_name("other.py"))
+    ended(Program(other, tmp_path / "cwd", *argv), 2, "--run-dir run", "run/rival.py")
+    assert snapshot(run) == before
 
 
 def test_rival_finds_a_script_in_another_folder(rival, tmp_path):

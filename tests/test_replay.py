@@ -1,6 +1,7 @@
 """The replay: what it repeats is what PyTorch does, and what it cannot repeat is refused."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,7 +114,17 @@ def layers_of_all_kinds(model, x, y):
     return z.square().sum(dim=()) / 100 + model(x).mean()
 
 
-@pytest.mark.parametrize("objective", [huber, rpo, odd, layers_of_all_kinds])
+def in_place(model, x, y):
+    """Indices, shapes and columns changed in place, and a solver that fails on zeros."""
+    columns = torch.zeros(len(y), 2)
+    columns[:, 0] += y
+    columns[:, 1] += x[:, 0]
+    cov = torch.eye(O).addmm_(x.T, x)
+    z = torch.linalg.solve(cov, x[torch.arange(O) % 2].clone().unsqueeze_(0).squeeze_(0))
+    return model(x)[y.argsort()[:4]].sum() + columns.square().mean() + z.sum()
+
+
+@pytest.mark.parametrize("objective", [huber, rpo, odd, layers_of_all_kinds, in_place])
 def test_whatever_a_copy_computes_is_replayed(objective):
     """From the same random numbers, to rounding; the generator ends where PyTorch leaves it."""
 
@@ -182,6 +193,130 @@ def test_optimizers_that_make_their_state_while_stepping_are_refused(optimizer):
     with pytest.raises(ppo.Stop, match=r"optimizer\..*--no-compile") as stop:
         ppo.Replay(True, partial(step, model), ppo.zeros(8, O), ppo.zeros(8))
     assert stop.value.code == 2
+
+
+SUM = dict(n=torch.zeros(()), kept=[])
+SPACE = SimpleNamespace(calls=[0], last=None)
+CRITIC = nn.Linear(1, 1)
+
+
+def sum_outside(model, x):
+    SUM["n"] += x.sum()
+
+
+def average_outside(model, x):
+    with torch.no_grad():
+        CRITIC.weight.lerp_(model.log_std.mean().view(1, 1), 0.1)
+
+
+def out_outside(model, x):
+    torch.add(x.sum(), 1, out=SUM["n"])
+
+
+def kept_in_a_list(model, x):
+    SUM["kept"].append(model.log_std.detach() * 2)
+
+
+def kept_in_a_space(model, x):
+    SPACE.last = (x + 1)[0]
+
+
+def kept_by_a_closure(model, x, kept=[]):  # noqa: B006
+    kept[:] = [x * 2]
+
+
+def counted_in_a_space(model, x):
+    SPACE.calls[0] += 1
+
+
+def replaced_by_data(model, x):
+    model.log_std.data = 0.9 * model.log_std.data
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (sum_outside, 'line .*SUM."n".* changes a tensor that no state_dict.. has'),
+        (average_outside, "line .*lerp_.* changes a tensor that no state_dict.. has"),
+        (out_outside, "line .*out=SUM.* changes a tensor that no state_dict.. has"),
+        (kept_in_a_list, r"step\(\) changes SUM of Python"),
+        (kept_in_a_space, r"step\(\) changes SPACE of Python"),
+        (kept_by_a_closure, r"step\(\) keeps a tensor from call to call"),
+        (counted_in_a_space, r"step\(\) changes SPACE of Python"),
+        (replaced_by_data, r"step\(\) changes _parameters of Python"),
+    ],
+)
+def test_what_is_kept_outside_the_modules_is_refused(change, words):
+    def step(model, x):
+        change(model, x)
+        return x.sum()
+
+    with pytest.raises(ppo.Stop, match=f"{words}.*: use --no-compile") as stop:
+        ppo.Replay(True, partial(step, learner(ppo)[1]), ppo.zeros(4))
+    assert stop.value.code == 2
+
+
+def test_gradients_may_be_used_after_a_call():
+    """As by a step of the optimizer, or a norm, in train(); comparing leaves them, too."""
+    rows, x = [], ppo.zeros(8, O)
+    for compile in (False, True):
+        args, agent, adam = learner(ppo)
+
+        def step(agent, x):
+            agent.zero_grad()
+            agent(x)[1].square().mean().backward()
+            return x.sum()
+
+        replay, rng = ppo.Replay(compile, partial(step, agent), x), np.random.default_rng(1)
+        for _ in range(5):
+            replay(rng.normal(size=(8, O)))
+            agent.log_std.grad = torch.zeros(A)
+            for p in agent.actor.parameters():
+                p.grad = torch.zeros_like(p)
+            adam.step(torch.tensor(0.01))
+        rows.append([x.clone() for x in agent.state_dict().values()])
+    torch.testing.assert_close(*rows)
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+def test_frozen_layers_stay_as_they_are(script):
+    torch.manual_seed(1)
+    args = script.Args()
+    agent = script.Agent(O, A, args)
+    agent.critic[0].requires_grad_(False)
+    before = agent.critic[0].weight.clone(), agent.critic[2].weight.clone()
+    adam = script.Adam(agent.parameters(), args.adam_eps)
+    minibatch = [x.numpy() for x in minibatch_of(script, agent, 64)]
+    inputs = 1e-3, *coefficients(args), *minibatch
+    step = script.Replay(True, partial(script.update, agent, adam, args), *inputs)
+    for _ in range(3):
+        step(*inputs)
+    assert torch.equal(before[0], agent.critic[0].weight)
+    assert not torch.equal(before[1], agent.critic[2].weight)
+
+
+def test_gradients_that_add_up_over_calls_stop_the_run():
+    _, agent, _ = learner(ppo)
+
+    def step(agent, x):
+        agent(x)[1].square().mean().backward()
+        return x.sum()
+
+    replay = ppo.Replay(True, partial(step, agent), ppo.zeros(8, O))
+    with pytest.raises(ppo.Stop, match=r"step\(\) differs in agent.critic.*grad"):
+        for _ in range(4):
+            replay(np.ones((8, O)))
+
+
+def test_what_changes_late_is_seen_by_a_later_comparison():
+    scale = [1.0]
+    replay = ppo.Replay(True, lambda x: x.sum() * scale[0], ppo.zeros(4))
+    replay.calls, replay.due = 2**14 - 2, 2**14
+    replay(np.ones(4))
+    scale[0] = 1.001  # far less than the 1% of a change of state
+    with pytest.raises(ppo.Stop, match="differs in result.0"):
+        for _ in range(2):
+            replay(np.ones(4))
 
 
 def through_numpy(model, x, y, calls):

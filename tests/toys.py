@@ -339,6 +339,20 @@ class Forks(Toy):
         return super().reset(**kwargs)
 
 
+class ForksAndFails(Toy):
+    """Has a process once, which fails as if it were the run."""
+
+    forked = False
+
+    def step(self, action):
+        if not self.forked and Path("run/checkpoint.pt").exists():
+            self.forked = True
+            if not (pid := os.fork()):
+                raise ValueError("in a process of its own")
+            os.waitpid(pid, 0)
+        return super().step(action)
+
+
 class DrawsByTorch(Toy):
     """What it shows comes from torch's global generator."""
 
@@ -628,7 +642,7 @@ for toy in (Moves, Worker, CannotClose, Draws, Sums, Reuses, CInt, EarlyReset, O
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 others = ClosesByExit, DrawsByTorch, Faulty, Last, OnePicture, Panics, SlowFilm, SlowStart, Talks
 more = LeavesAThread, DrawsAtBirth, TurnsOff, OwnHandler, FailsAtFirst
-for toy in (Breaks, Forks, *others, *more):
+for toy in (Breaks, Forks, ForksAndFails, *others, *more):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Forever-v0", Toy)
 gym.register("SeesNothing-v0", Spaces, kwargs={"space": Box(-1, 1, (0,))})
