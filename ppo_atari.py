@@ -43,6 +43,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
 from itertools import chain, count
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -334,7 +335,8 @@ class Adam(nn.Module):
     def step(self, learning_rate):
         """Moves the parameters along their gradients. learning_rate is a tensor []."""
         self.t += 1
-        gradients, steps = [p.grad for p in self.ascending], [self.t] * len(self.ascending)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.ascending]
+        steps = [self.t] * len(gradients)
         torch._fused_adam_(
             self.ascending, gradients, [*self.means], [*self.squares], [], steps, lr=learning_rate,
             beta1=0.9, beta2=0.999, eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=True,
@@ -441,7 +443,7 @@ def resolve(name):
     """
     playable = set(roms.get_all_rom_ids()) - {"combat", "joust", "maze_craze", "warlords"}
     games = {rom.replace("_", ""): rom for rom in playable}
-    game = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$|[_ ]", "", name.lower())
+    game = re.sub(r"^ale/|(noframeskip|deterministic)?(-v\d+)?$|[^a-z\d]", "", name.lower())
     if game not in games:
         near = difflib.get_close_matches(game, sorted(games), cutoff=0.5)
         hint = ", nearest: " + ", ".join(games[n] for n in near) if near else ""
@@ -746,9 +748,13 @@ class Run:
         if new := {k: x for k, x in self.versions.items() if old.get(k) != x}:
             show(f"warning: goes on with {new}, other than at the start: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
+        self.take_signals()
+        self.track()
+
+    def take_signals(self):
+        """Takes over Ctrl-C and SIGTERM, as an environment may have done."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
-        self.track()
 
     def on_signal(self, signum, _):
         """Ends the run after this iteration; a second signal ends it at once."""
@@ -860,6 +866,7 @@ class Run:
             show(f"{text}  {left // 60}:{left % 60:02} left")
         if args.capture_video and (last or int(10 * done) > int(10 * before)):
             self.film(step)
+        self.take_signals()
         self.last_step = step
         if last or self.exit_code or iteration % args.checkpoint_every == 0:
             saved = {name: part.state_dict() for name, part in self.state.items()}
@@ -875,7 +882,7 @@ class Run:
         try:
             path = self.dir / "videos" / f"step-{step}.gif"
             play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             show(f"no video of step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
@@ -984,7 +991,7 @@ def lock(file, run_dir):
         import fcntl  # Windows has none
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # by system
         raise Stop(2, f"--run-dir {run_dir}: another process is at work on this run") from None
     except (ImportError, OSError) as error:
         show(f"no file locks ({error}): nothing keeps a second process out of this run")
@@ -1031,7 +1038,8 @@ def parse(argv, flags, script, doc):
         except SystemExit as exit:
             if not exit.code:
                 raise
-            text = " ".join(re.findall("\n│([^─\n]+)│", stderr.getvalue()))  # of tyro's box
+            box = [line.strip("│ ") for line in stderr.getvalue().splitlines()[1:]]
+            text = " ".join(line for line in box if line.strip("─-"))
             raise Stop(2, text.split("For full helptext")[0] or stderr.getvalue()) from None
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
@@ -1059,12 +1067,16 @@ def main(train, flags, script, policy=Agent):
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
     3 diverged, 130 or 143 stopped by a signal.
     """
-    threads = set(threading.enumerate())
+    before = {*active_children(), *threading.enumerate()}
     code = command(train, flags, script, policy)
-    left = {*threading.enumerate()} - threads
-    if any(not x.daemon for x in left) and "wandb" not in sys.modules:
-        with suppress(OSError):
-            sys.stdout.flush()
+    for child in {*active_children()} - before:
+        child.terminate()
+    left = {*threading.enumerate()} - before
+    try:
+        sys.stdout.flush()
+    except Exception:  # Python would try again and change the code
+        os._exit(code)
+    if left and "wandb" not in sys.modules:
         os._exit(code)  # Python would wait for a thread that an environment has left behind
     return code
 
@@ -1096,7 +1108,9 @@ def command(train, flags, script, policy):
             run.write("agent.pt", agent.state_dict())
         run.finish("finished")
         return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not run:  # of --help
+            raise
         if run and os.getpid() != run.pid:  # a process of an environment's
             os._exit(1)
         code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.14"
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==3.3.0", "numpy>=2",
-#   "tyro>=1.0.17", "wandb>=0.31"]
+#   "pillow>=9.1", "tyro>=1.0.17", "wandb>=0.31"]
 # ///
 """PPO with neither clipping nor penalty, for continuous actions: the first row of Table 1.
 
@@ -25,7 +25,6 @@ import json
 import math
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
 from itertools import count
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -329,7 +329,8 @@ class Adam(nn.Module):
     def step(self, learning_rate):
         """Moves the parameters along their gradients. learning_rate is a tensor []."""
         self.t += 1
-        gradients, steps = [p.grad for p in self.ascending], [self.t] * len(self.ascending)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.ascending]
+        steps = [self.t] * len(gradients)
         torch._fused_adam_(
             self.ascending, gradients, [*self.means], [*self.squares], [], steps, lr=learning_rate,
             beta1=0.9, beta2=0.999, eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=True,
@@ -401,6 +402,7 @@ def show(line, file=1):
 
 def resolve(name):
     """The registered id that name means: exact but for case, else its -v4, else its newest."""
+    name = name.strip()
     ids = {x.lower(): x for x in gym.registry if x != "Pusher-v4"}  # which needs MuJoCo 2
     guesses = [name.lower(), *(f"{name.lower()}-v{i}" for i in (4, *reversed(range(10))))]
     return next((ids[guess] for guess in guesses if guess in ids), name)
@@ -428,7 +430,7 @@ def make_env(args, video=False):
         next_obs, reward, *ended, _ = env.step(np.zeros(actions.shape, np.float32))
         _, _ = map(as_bool, ended)  # two that say whether, or ValueError
         again, _ = env.reset(seed=seed)
-        reward = np.asarray(reward).squeeze()
+        reward = float(np.asarray(reward).item())
         for x, shape in ((obs, size), (next_obs, size), (again, size), (reward, ())):
             if np.shape(x) != shape or not np.isfinite(x).all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
@@ -438,15 +440,21 @@ def make_env(args, video=False):
                 env.unwrapped.model.vis.quality.shadowsize = 0
             if not 0 < (fps := env.metadata.get("render_fps", 30)) < math.inf:
                 raise ValueError(f"no video of it: render_fps is {fps}")
-            import imageio
-
-            imageio.mimsave(BytesIO(), [np.array(env.render())], format="gif")
+            picture(env)
         return env
     except BaseException as error:
         close(env)
         if isinstance(error, KeyboardInterrupt):
             raise
         raise Stop(2, f"--env-id {args.env_id}{' --capture-video' * bool(video)}", error) from error
+
+
+def picture(env):
+    """What render() shows, as a frame of a GIF."""
+    from PIL import Image
+
+    frame = Image.fromarray(np.array(env.render())).convert("RGB")
+    return frame.quantize(method=Image.Quantize.FASTOCTREE)  # 40 times as fast as the default
 
 
 def close(env):
@@ -459,9 +467,15 @@ def as_bool(x):
     """Whether an episode has ended. Raises ValueError if x does not say."""
     if type(x) not in (bool, np.bool_):
         x = np.asarray(x).item()  # of an array or a list of one
-        if isinstance(x, str | bytes | dict) or x != x:
+        if not isinstance(x, bool | int | float | None) or x != x:
             raise ValueError(f"{x!r} does not say whether the episode has ended")
     return bool(x)
+
+
+def settle():
+    """Undoes what an environment may have set for all of the process."""
+    np.seterr(all="ignore")  # as torch does
+    torch.set_grad_enabled(True)
 
 
 def seed_all(seed):
@@ -489,6 +503,7 @@ class Envs:
         self.actions = [bytearray() for _ in range(N)]  # of the episode so far, as float32
         self.envs = []
         with ExitStack() as stack:  # closes what has been made if something fails
+            stack.callback(settle)
             for _ in range(N):
                 self.envs.append(make_env(args, video))
                 stack.callback(close, self.envs[-1])
@@ -497,7 +512,7 @@ class Envs:
             for n in range(N):
                 self.reset(n)
             self.torch_state = torch.get_rng_state()  # of torch's global generator
-            torch.set_grad_enabled(True)  # an environment may have turned it off
+            settle()
             self.close = stack.pop_all().close
 
     def reset(self, n):
@@ -584,7 +599,7 @@ class Envs:
                 self.num_restarts += 1
                 self.reset(n)
         self.torch_state = torch.get_rng_state()
-        torch.set_grad_enabled(True)
+        settle()
 
 
 class Run:
@@ -663,9 +678,13 @@ class Run:
         if new := {k: x for k, x in self.versions.items() if old.get(k) != x}:
             show(f"warning: goes on with {new}, other than at the start: results will differ")
         show(f"{args.env_id}: {args.total_timesteps:,} steps, in {args.run_dir}")
+        self.take_signals()
+        self.track()
+
+    def take_signals(self):
+        """Takes over Ctrl-C and SIGTERM, as an environment may have done."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
-        self.track()
 
     def on_signal(self, signum, _):
         """Ends the run after this iteration; a second signal ends it at once."""
@@ -777,6 +796,7 @@ class Run:
             show(f"{text}  {left // 60}:{left % 60:02} left")
         if args.capture_video and (last or int(10 * done) > int(10 * before)):
             self.film(step)
+        self.take_signals()
         self.last_step = step
         if last or self.exit_code or iteration % args.checkpoint_every == 0:
             saved = {name: part.state_dict() for name, part in self.state.items()}
@@ -792,7 +812,7 @@ class Run:
         try:
             path = self.dir / "videos" / f"step-{step}.gif"
             play(self.args, self.state["agent"], self.args.seed, path, lambda: self.exit_code)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             show(f"no video of step {step}: {error}")
         random.setstate(states[0])
         np.random.set_state(states[1])
@@ -827,18 +847,17 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     returns, frames, rng = [], [], np.random.default_rng((seed, 1))
     args = SimpleNamespace(**vars(args) | dict(num_envs=1, seed=seed))
     with closing(Envs(args, lambda step, score, length: returns.append(score), video)) as envs:
-        fps = envs.envs[0].metadata.get("render_fps", 30)
+        fps = envs.envs[0].metadata.get("render_fps", 30) if video else 30
         every = max(1, round(fps / 25))
         while not returns and envs.global_step < 10_000 and not stop():
             if video and envs.global_step % every == 0 and len(frames) < 500:
-                frames.append(np.array(envs.envs[0].render()))  # some draw into one array
+                frames.append(picture(envs.envs[0]))
             noise = rng.standard_normal((1, envs.action_size), np.float32)
             envs.step(agent.act(torch.tensor(envs.obs), torch.from_numpy(noise)).numpy())
     if video and not stop():
-        import imageio
-
         video.parent.mkdir(exist_ok=True)
-        imageio.mimsave(video, frames, duration=1000 * every / fps, loop=0)
+        film = dict(append_images=frames[1:], duration=1000 * every / fps, loop=0)
+        frames[0].save(video, save_all=True, **film)
     return (returns or envs.episode_return)[0]
 
 
@@ -889,7 +908,7 @@ def lock(file, run_dir):
         import fcntl  # Windows has none
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # by system
         raise Stop(2, f"--run-dir {run_dir}: another process is at work on this run") from None
     except (ImportError, OSError) as error:
         show(f"no file locks ({error}): nothing keeps a second process out of this run")
@@ -941,7 +960,8 @@ def parse(argv, flags, script, doc):
         except SystemExit as exit:
             if not exit.code:
                 raise
-            text = " ".join(re.findall("\n│([^─\n]+)│", stderr.getvalue()))  # of tyro's box
+            box = [line.strip("│ ") for line in stderr.getvalue().splitlines()[1:]]
+            text = " ".join(line for line in box if line.strip("─-"))
             raise Stop(2, text.split("For full helptext")[0] or stderr.getvalue()) from None
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
@@ -953,12 +973,16 @@ def main(train, flags, script, policy=Agent):
     Returns the exit code: 0 finished, 1 the system or the environment failed, 2 bad usage,
     3 diverged, 130 or 143 stopped by a signal.
     """
-    threads = set(threading.enumerate())
+    before = {*active_children(), *threading.enumerate()}
     code = command(train, flags, script, policy)
-    left = {*threading.enumerate()} - threads
-    if any(not x.daemon for x in left) and "wandb" not in sys.modules:
-        with suppress(OSError):
-            sys.stdout.flush()
+    for child in {*active_children()} - before:
+        child.terminate()
+    left = {*threading.enumerate()} - before
+    try:
+        sys.stdout.flush()
+    except Exception:  # Python would try again and change the code
+        os._exit(code)
+    if left and "wandb" not in sys.modules:
         os._exit(code)  # Python would wait for a thread that an environment has left behind
     return code
 
@@ -990,7 +1014,9 @@ def command(train, flags, script, policy):
             run.write("agent.pt", agent.state_dict())
         run.finish("finished")
         return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not run:  # of --help
+            raise
         if run and os.getpid() != run.pid:  # a process of an environment's
             os._exit(1)
         code, signalled = error.code if isinstance(error, Stop) else 1, run and run.exit_code
@@ -1014,7 +1040,6 @@ def command(train, flags, script, policy):
 def prepare(args):
     """Sets up the process. Returns what the results' last bits depend on: the processor."""
     torch.set_num_threads(args.num_threads or torch.get_num_threads())
-    np.seterr(all="ignore")  # as torch does
     gym.logger.min_level = gym.logger.ERROR
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # films need no screen

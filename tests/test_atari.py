@@ -374,6 +374,7 @@ def test_usual_spellings_of_the_games_of_the_paper(name):
     snake = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
     spellings = [name, name.lower(), snake, f"ALE/{name}-v5", f"ALE/{name}", f"{name}-v4"]
     spellings += [f"{name}NoFrameskip-v4", f"{name}Deterministic-v0"]
+    spellings += [f" {name} ", snake.replace("_", "-"), snake.replace("_", ". ")]
     assert len(PAPER) == 49 and roms.get_rom_path(ppo_atari.resolve(name)).exists()
     assert {ppo_atari.resolve(s) for s in spellings} == {gym.spec(f"ALE/{name}-v5").kwargs["game"]}
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 import toys
 from conftest import Program, results, rows, snapshot
+from PIL import Image
 
 import ppo_continuous
 import ppo_klpen
@@ -151,6 +152,38 @@ def test_a_thread_that_an_environment_leaves_keeps_no_process(script, whole, tmp
     ended(Program(script, tmp_path / "cwd", "--eval", "run", *argv[:2]), 0, "mean")
 
 
+@pytest.mark.parametrize("toy", ["LeavesAProcess", "Ticks", "ClosesOutput", "Prints"])
+def test_what_an_environment_leaves_changes_no_exit_code(toy, whole, tmp_path):
+    """As a program of its own: processes, threads that print, an output that is closed or full."""
+    command = [sys.executable, ppo_continuous.__file__, *few(toy)]
+    options = dict(cwd=tmp_path, env=os.environ | {"PYTHONUNBUFFERED": ""}, stderr=subprocess.PIPE)
+    with open("/dev/full" if toy == "Prints" else "/dev/null", "w") as file:
+        result = subprocess.run(command, stdout=file, **options)
+    assert result.returncode == 0 and not result.stderr
+    assert results(tmp_path / "run") == whole(ppo_continuous, *few("Toy"))
+
+
+def test_signals_that_a_filmed_environment_takes_are_taken_back(tmp_path):
+    run, flags = tmp_path / "cwd/run", ("--capture-video", "--total-timesteps", 10_000)
+    program = Program(ppo_continuous, tmp_path / "cwd", *few("TakesSignals", *flags))
+    program.until(lambda: list(run.glob("videos/*.gif")))
+    begun = len(rows(run / "metrics.csv"))
+    program.until(lambda: len(rows(run / "metrics.csv")) > begun)
+    os.kill(program.process.pid, signal.SIGTERM)
+    ended(program, 143)
+    assert status(run) == "interrupted"
+
+
+def test_an_environment_changes_no_setting_of_the_process(whole):
+    """By a film, nor when its episodes are played again."""
+    args = ppo_continuous.Args(env_id="toys:Strict-v0")
+    envs = ppo_continuous.Envs(args, print)
+    ppo_continuous.play(args, ppo_continuous.Agent(1, 1, args), 1)
+    assert set(np.geterr().values()) == {"ignore"} and torch.is_grad_enabled()
+    envs.load_state_dict(envs.state_dict())
+    assert set(np.geterr().values()) == {"ignore"} and torch.is_grad_enabled()
+
+
 @one_script
 def test_what_an_environment_turns_off_is_turned_on(script, whole, tmp_path):
     """Gradients, after a kill too; no file gets the number of the standard output it has closed."""
@@ -200,8 +233,6 @@ def test_a_process_that_an_environment_forks_ends_no_run(whole, tmp_path):
 
 def test_each_picture_of_a_film_is_kept_as_it_was(tmp_path):
     ended(Program(ppo_continuous, tmp_path / "cwd", *few("OnePicture", "--capture-video")), 0)
-    from PIL import Image
-
     film = Image.open(min((tmp_path / "cwd/run/videos").iterdir()))
     shades = {film.seek(i) or film.convert("L").getpixel((0, 0)) for i in range(film.n_frames)}
     assert film.n_frames == len(shades) > 2
@@ -292,10 +323,13 @@ def test_films_that_cannot_be_are_refused_at_the_start(script, name, tmp_path):
     ended(Program(script, cwd, *argv), 2, f"toys:Film{name}-v0")
     assert not (cwd / "run").exists()
     ended(Program(script, cwd, *argv[:-1]), 0, "finished")
+    if name.startswith("Fps"):
+        ended(Program(script, cwd, "--eval", "run", *argv[:2]), 0, "mean")
 
 
 @pytest.mark.parametrize(
-    "name", ["FailsLater", "ExitsLater", "NoneLater", "ListLater", "GrowsLater", "Draws"]
+    "name",
+    "FailsLater ExitsLater CancelledLater NoneLater ListLater GrowsLater Draws".split(),
 )
 def test_films_that_fail_later_cost_no_run(name, whole, tmp_path):
     """The run says so and comes to the same."""
@@ -303,7 +337,7 @@ def test_films_that_fail_later_cost_no_run(name, whole, tmp_path):
     program = Program(ppo_continuous, cwd, *argv)
     text = ended(program, 0, "finished")
     assert results(cwd / "run") == whole(ppo_continuous, *few("Toy"))
-    if name in ("FailsLater", "ExitsLater", "NoneLater"):
+    if name in ("FailsLater", "ExitsLater", "CancelledLater", "NoneLater"):
         assert text.count("no video of step") == 8
     if name == "FailsLater":
         played = "--eval", "run", "--env-id", f"toys:Film{name}-v0", "--capture-video"
@@ -346,6 +380,16 @@ def test_ctrl_c_ends_a_film(script, whole, tmp_path):
     assert results(run) == whole(script, *few("Toy"))
 
 
+def test_films_of_many_colours_cost_seconds(tmp_path):
+    """500 frames of 640 x 480, one of each third step."""
+    args = ppo_continuous.Args(env_id="toys:Painted-v0")
+    begun = time.process_time()
+    ppo_continuous.play(args, ppo_continuous.Agent(1, 1, args), 1, tmp_path / "videos/film.gif")
+    assert time.process_time() - begun < 30
+    with Image.open(tmp_path / "videos/film.gif") as film:
+        assert film.n_frames == 500 and film.size == (640, 480)
+
+
 def test_films_of_mujoco_cost_seconds(tmp_path):
     """Without a GPU; the frames are few and small."""
     cwd, flags = tmp_path / "cwd", ["--env-id", "HalfCheetah", *FEW, "--total-timesteps", 64]
@@ -364,8 +408,8 @@ def test_films_of_mujoco_cost_seconds(tmp_path):
 
 MEANINGS = {  # toys by what they are the same as
     "EndsBool": "EndsInt EndsFloat EndsNumpyBool EndsNumpyInt EndsArray EndsNone EndsList",
-    "Toy": "RewardArray RewardMatrix RewardNumber RewardDouble ObsList ObsDouble NoInfo "
-    "TruncatedInt Reuses CInt",
+    "Toy": "RewardArray RewardMatrix RewardNumber RewardDouble RewardDecimal ObsList ObsDouble "
+    "NoInfo TruncatedInt Reuses CInt",
 }
 MEANINGS = [(same, name) for same, names in MEANINGS.items() for name in names.split()]
 
@@ -386,6 +430,7 @@ def test_a_count_for_a_flag_changes_no_advantage(script, name, whole, tmp_path):
 
 
 REFUSED = "OldStep OldReset Raises EarlyReset Listed EndsText EndsDict EndsNaN FailsAtFirst"
+REFUSED += " EndsMethod EndsEnum Complex"
 
 
 @one_script
@@ -603,6 +648,15 @@ def test_seeds_fit_a_c_int(seed, tmp_path):
 
 
 # Odd machines
+
+
+HELD = "import fcntl\ndef lockf(*_): raise PermissionError(13, 'held')\nfcntl.lockf = lockf"
+
+
+def test_a_lock_that_is_held_may_be_called_a_lack_of_permission(tmp_path):
+    """POSIX leaves it to the system which of two errors it is."""
+    program = Program(ppo_continuous, tmp_path / "cwd", *few("Toy"), before=HELD)
+    ended(program, 2, "another process is at work")
 
 
 LOCKS = {

@@ -282,6 +282,16 @@ def test_adam_equals_torch(script, max_grad_norm):
 
 
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+def test_parameters_that_nothing_uses_stay(script):
+    """As those of a layer that a changed copy does not call."""
+    p, unused = torch.randn(3, requires_grad=True), torch.randn(5, requires_grad=True)
+    before, p.grad = [p.detach().clone(), unused.detach().clone()], torch.ones(3)
+    script.Adam([unused, p], eps=1e-5).step(torch.tensor(0.1))
+    torch.testing.assert_close(p.detach(), before[0] + 0.1)
+    assert torch.equal(unused, before[1])
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 @pytest.mark.parametrize("init", ["orthogonal", "normc"])
 def test_initial_weights(script, init):
     """Orthogonal or with unit norm into each unit; a policy next to N(0, 1), biases of 0."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import random
 import signal
@@ -9,6 +10,8 @@ import sys
 import tempfile
 import threading
 import time
+from asyncio import CancelledError
+from enum import Enum
 from pathlib import Path
 
 import gymnasium as gym
@@ -256,6 +259,59 @@ class LeavesAThread(Toy):
     def __init__(self, render_mode=None):
         super().__init__(render_mode)
         threading.Thread(target=threading.Event().wait).start()
+
+
+class LeavesAProcess(Toy):
+    """Has a process that outlives close()."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        multiprocessing.Process(target=time.sleep, args=(100,)).start()
+
+
+class Ticks(Toy):
+    """Has a thread that prints for ever."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        threading.Thread(target=self.tick, daemon=True).start()
+
+    def tick(self):
+        while True:
+            print("tick" * 30)
+
+
+class ClosesOutput(LeavesAThread):
+    """Closes standard output for Python, too."""
+
+    def close(self):
+        sys.stdout.close()
+
+
+class Prints(Toy):
+    """Prints at each episode; Python writes it when it has the time."""
+
+    def reset(self, **kwargs):
+        print("an episode begins")
+        return super().reset(**kwargs)
+
+
+class TakesSignals(Toy):
+    """Lets nobody end it from when it is made, as some simulators do."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+
+
+class Strict(Toy):
+    """Makes an error of any rounding to 0, and turns off gradients."""
+
+    def reset(self, **kwargs):
+        np.seterr(all="raise")
+        torch.set_grad_enabled(False)
+        return super().reset(**kwargs)
 
 
 class DrawsAtBirth(Toy):
@@ -532,6 +588,17 @@ class Huge(Toy):
         return obs.astype(np.float64) * self.sizes[0], reward * self.sizes[1], *rest
 
 
+class Painted(Toy):
+    """Its pictures have many colours."""
+
+    number_of_pictures = 0
+
+    def render(self):
+        self.number_of_pictures += 1
+        x, y = np.meshgrid(np.arange(640), np.arange(480))
+        return np.stack([x, y, x + y + self.number_of_pictures], -1).astype(np.uint8)
+
+
 class Film(Toy):
     """Its pictures are what picture(number of the picture) returns."""
 
@@ -591,6 +658,16 @@ def fail(*_):
     raise RuntimeError("the motor\nis off")
 
 
+def decimal(number):
+    from decimal import Decimal
+
+    return Decimal(number)
+
+
+def cancel():
+    raise CancelledError
+
+
 def picture(number):
     return np.full((16, 16, 3), 127, np.uint8)
 
@@ -608,6 +685,11 @@ def fail_without_words(*_):
 
 def fail_like_the_system(*_):
     raise FileNotFoundError(2, "No such file or directory", "model.xml")
+
+
+class Status(Enum):
+    RUNNING = 0
+    OVER = 1
 
 
 SPACES = {
@@ -641,11 +723,17 @@ for name, space in SPACES.items():
 for toy in (Moves, Worker, CannotClose, Draws, Sums, Reuses, CInt, EarlyReset, OldReset):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 others = ClosesByExit, DrawsByTorch, Faulty, Last, OnePicture, Panics, SlowFilm, SlowStart, Talks
-more = LeavesAThread, DrawsAtBirth, TurnsOff, OwnHandler, FailsAtFirst
-for toy in (Breaks, Forks, ForksAndFails, *others, *more):
+more = LeavesAThread, DrawsAtBirth, TurnsOff, OwnHandler, FailsAtFirst, LeavesAProcess, Ticks
+last = ClosesOutput, Prints, Strict
+for toy in (Breaks, Forks, ForksAndFails, *others, *more, *last):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Forever-v0", Toy)
+gym.register("Painted-v0", Painted)
+gym.register("TakesSignals-v0", TakesSignals)
 gym.register("SeesNothing-v0", Spaces, kwargs={"space": Box(-1, 1, (0,))})
+gym.register(
+    "Complex-v0", Later, kwargs=dict(after=0, change=lambda obs, reward, *rest: (obs, 1j, *rest))
+)
 gym.register("OldStep-v0", Later, kwargs=dict(after=0, change=lambda *result: result[:-1]))
 gym.register("Listed-v0", Spaces, kwargs={"space": Sequence(Discrete(3))})
 for name, (yes, no) in {
@@ -660,6 +748,8 @@ for name, (yes, no) in {
     "Text": ("True", "False"),
     "Dict": ({"agent": True}, {"agent": False}),
     "NaN": (True, np.nan),
+    "Method": (True, Toy.observe),
+    "Enum": (Status.OVER, Status.RUNNING),
 }.items():
     gym.register(f"Ends{name}-v0", Ends, max_episode_steps=10, kwargs=dict(yes=yes, no=no))
 gym.register("Wide-v0", Wide, max_episode_steps=10, kwargs={"change": lambda *result: result})
@@ -668,6 +758,7 @@ LATER = {  # by which what a step returns is replaced after a hundred steps
     "RewardMatrix": lambda obs, reward, *rest: (obs, np.array([[reward]]), *rest),
     "RewardNumber": lambda obs, reward, *rest: (obs, np.array(reward), *rest),
     "RewardDouble": lambda obs, reward, *rest: (obs, np.float64(reward), *rest),
+    "RewardDecimal": lambda obs, reward, *rest: (obs, decimal(reward), *rest),
     "RewardList": lambda obs, reward, *rest: (obs, [reward], *rest),
     "ObsList": lambda obs, *rest: (obs.tolist(), *rest),
     "ObsDouble": lambda obs, *rest: (obs.astype(np.float64), *rest),
@@ -722,6 +813,7 @@ for name, members in {
     "FpsNone": dict(picture=picture, fps=None),
     "FailsLater": dict(picture=lambda n: picture(n) if n < 4 else fail()),
     "ExitsLater": dict(picture=lambda n: picture(n) if n < 4 else sys.exit(0)),
+    "CancelledLater": dict(picture=lambda n: picture(n) if n < 4 else cancel()),
     "NoneLater": dict(picture=lambda n: picture(n) if n < 4 else None),
     "ListLater": dict(picture=lambda n: picture(n) if n < 4 else [picture(n)]),
     "GrowsLater": dict(picture=lambda n: picture(n) if n < 4 else np.zeros((32, 8, 3), np.uint8)),
