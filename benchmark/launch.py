@@ -23,7 +23,9 @@ failed, 2 bad usage, 130, 143 or 129 stopped.
 import argparse
 import ast
 import csv
+import fcntl
 import json
+import math
 import os
 import platform
 import shlex
@@ -67,7 +69,7 @@ shutil.rmtree(sys.argv[2], ignore_errors=True)
 def write_order(name):
     if name in LAST_FILES:
         return LAST_FILES.index(name)
-    return -1 if name.endswith(".py") else 0.5
+    return 0.3 if name.endswith(".py") else 0.6
 
 
 def write(directory, files):
@@ -76,11 +78,15 @@ def write(directory, files):
     for name in sorted(files.keys() - gone, key=write_order):
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(files[name])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
+        temporary = path.with_name(f"{path.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(files[name])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # where it failed: a full disk needs its room
     for name in gone:
         (directory / name).unlink(missing_ok=True)
 
@@ -110,6 +116,25 @@ def read_new(directory, seen):
         files[name] = None
         del seen[name]
     return files
+
+
+def lock(directory, file=None):
+    """Keeps other launchers out of a directory, as long as the result, a number, is not closed.
+
+    Raises BlockingIOError if one is in, or a script that has locked file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if file and (directory / file).exists():
+            with open(directory / file, "a") as opened:
+                fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return number
 
 
 def read_json(path):
@@ -168,12 +193,18 @@ class Coordinator:
         self.stopping = False
         self.attempt = {}  # {run directory: the attempt whose files count}
         self.running = {}  # {run directory: fraction done}
+        self.locks = {}  # {run directory: what lock() returned}
         self.crashes = Counter()
 
     def begin(self, run_dir, attempt):
-        """The files of a run to go on with, or None if nothing may begin any more."""
+        """The files of a run to go on with, or a status and a text if it may not begin."""
         if self.stopping:
-            return None
+            return "stopped", ""
+        if run_dir not in self.locks:
+            try:
+                self.locks[run_dir] = lock(self.root / run_dir, "metrics.csv")
+            except BlockingIOError:
+                return "failed", "another process is at work on it"
         self.attempt[run_dir] = attempt
         self.running[run_dir] = fraction_done(self.root / run_dir)
         return read_new(self.root / run_dir, {})
@@ -190,6 +221,10 @@ class Coordinator:
         self.running[run_dir] = fraction
         if ended:
             self.running.pop(run_dir, None)
+            if run_dir in self.locks:  # of this process, should Ray have begun another
+                os.close(self.locks.pop(run_dir))
+            with suppress(OSError):  # of bad usage nothing is left
+                (self.root / run_dir).rmdir()
         return not self.stopping
 
     def crashed(self, run_dir, log):
@@ -229,8 +264,8 @@ def train(coordinator, run_dir, command, sources, path, threads, sync):
         return calls.submit(lambda: ray.get(method.remote(*args))).result()
 
     files = ask(coordinator.begin, run_dir, attempt)
-    if files is None:
-        return "stopped", ""
+    if isinstance(files, tuple):
+        return files
     work, seen = Path(tempfile.mkdtemp(prefix="ppo-")), {}
     directory = work / run_dir
     try:
@@ -267,7 +302,7 @@ def train(coordinator, run_dir, command, sources, path, threads, sync):
         text = f"exit code {process.returncode}: {shlex.join(command)}\n"
         again = ask(coordinator.crashed, run_dir, text.encode() + log)
         if again and process.returncode != 2:
-            raise RuntimeError(f"will be tried once more: {text}")
+            return "again", text
         last_lines = log.decode(errors="replace").splitlines()[-15:]
         return "failed", text + "\n".join(f"    {line}" for line in last_lines)
     finally:
@@ -299,7 +334,10 @@ def read_commands(lines):
     """{run directory: command} of the lines. Raises ValueError if a line is none."""
     commands = {}
     for line in lines:
-        command = shlex.split(line, comments=True)
+        try:
+            command = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise ValueError(f"{error}: {line.strip()}") from error
         if not command:
             continue
         flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -407,7 +445,7 @@ def connect(args):
 
 
 def submit(args, commands):
-    """The Coordinator, and {Ray's reference: run directory} of all commands."""
+    """The Coordinator, and what begins a run by its directory and returns Ray's reference."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
@@ -425,10 +463,9 @@ def submit(args, commands):
     )  # fmt: skip
     path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = max(1, int(args.cpus))
-    return coordinator, {
-        task.remote(coordinator, run_dir, command, sources, path, threads, args.sync): run_dir
-        for run_dir, command in commands.items()
-    }
+    return coordinator, lambda run_dir: task.remote(
+        coordinator, run_dir, commands[run_dir], sources, path, threads, args.sync
+    )
 
 
 def catch_signals():
@@ -463,15 +500,24 @@ def sweep(args, commands):
         print(f"{len(stale)} of these by another version of the script, such as {stale[0]}")
     if not unfinished:
         return 0
+    for run_dir in unfinished:
+        parent = next(path for path in Path(run_dir).absolute().parents if path.exists())
+        if not os.access(parent, os.W_OK):
+            raise ValueError(f"--run-dir {run_dir}: {parent} cannot be written")
     connect(args)
     stopped = catch_signals()
-    coordinator, pending = submit(args, unfinished)
+    coordinator, begin = submit(args, unfinished)
+    pending = {begin(run_dir): run_dir for run_dir in unfinished}
     display = Display(len(commands), len(done), sum(fraction_done(Path(r)) for r in unfinished))
     failed, deadline = {}, None
     while pending:
         ready, _ = ray.wait(list(pending), timeout=TICK)
         for ref in ready:
             run_dir, (status, text) = pending.pop(ref), result(ref)
+            if status == "again" and not stopped:
+                pending[begin(run_dir)] = run_dir
+                display.line(f"{run_dir} is tried once more: {text.strip()}")
+                continue
             if status not in ("finished", "diverged") and not stopped:
                 failed[run_dir] = text
             display.ended(run_dir, status, text.splitlines()[0] if text else "")
@@ -507,8 +553,8 @@ def parse_args():
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
     for name, least in (("workers", 1), ("cpus", 0.01), ("gpus", 0), ("sync", 0)):
-        if (value := getattr(args, name)) is not None and value < least:
-            parser.error(f"--{name} {value}: must be at least {least}")
+        if (value := getattr(args, name)) is not None and not least <= value < math.inf:
+            parser.error(f"--{name} {value}: must be a number, at least {least}")
     return args
 
 

@@ -26,13 +26,15 @@ import plots  # noqa: E402
 import stats  # noqa: E402
 
 KEY = ["setting", "task", "seed"]
+ENDED = "finished", "diverged"
 METRICS = {"score": "last 100 episodes", "score_all": "all of training"}
 HELD_OUT = "Ant", "Humanoid"
 
 
 def read(path):
     """A CSV file as a DataFrame of text, just as it was written; empty if there is none."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
+    there = path.exists() and path.stat().st_size
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if there else pd.DataFrame()
 
 
 def write(path, rows):
@@ -43,37 +45,50 @@ def write(path, rows):
 
 
 def collect(folder):
-    """DataFrames of runs.csv and curves.csv from folder/SETTING/TASK/SEED/."""
+    """DataFrames of runs.csv and curves.csv from folder/SETTING/TASK/SEED/.
+
+    Raises ValueError for a directory that is none of a run.
+    """
     runs, curves = [], []
     for path in sorted(folder.glob("*/*/*/args.json")):
-        args, summary = json.loads(path.read_text()), {"status": "interrupted"}
-        if path.with_name("summary.json").exists():
-            summary = json.loads(path.with_name("summary.json").read_text())
         key = dict(zip(KEY, path.parent.relative_to(folder).parts))
-        names = "status", "score", "score_all", "episodes", "seconds", "sps", "global_step"
-        row = key | {name: summary.get(name) for name in names}
-        metrics = read(path.with_name("metrics.csv"))
-        if "final_kl" in metrics and len(metrics):
-            found = metrics.reindex(columns=["final_kl", "clip_fraction", "entropy"])
-            kl, clipped, entropy = found.apply(pd.to_numeric).to_numpy().T
-            row |= {"kl_mean": kl.mean(), "kl_max": kl.max()}
-            row |= {"clip_fraction": clipped.mean(), "entropy": entropy[-1]}
-            if args.get("adapt_kl_coef"):
-                held = np.abs(np.log(kl / args["kl_target"])) <= np.log(1.5)
-                row |= {"kl_target": args["kl_target"], "kl_held": held.mean()}
-        row |= {"git_commit": args.get("git_commit"), "machine": args.get("machine")}
-        row["versions"] = " ".join(f"{k}={v}" for k, v in args["versions"].items())
-        runs.append(row | {"command": "python " + shlex.join(args["command"])})
-        points = curve(read(path.with_name("episodes.csv")), metrics, args["total_timesteps"])
+        try:
+            row, points = collect_run(path.parent)
+            runs.append(key | row | {"seed": str(int(key["seed"]))})
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            text = f"{path.parent}: not a run's directory: {type(error).__name__}: {error}"
+            raise ValueError(text) from error
         curves.append(pd.DataFrame(key, points.index).join(points))
     return pd.DataFrame(runs), pd.concat(curves) if curves else None
+
+
+def collect_run(folder):
+    """What runs.csv says of a run, and its curve()."""
+    args, summary = json.loads((folder / "args.json").read_text()), {"status": "interrupted"}
+    if (folder / "summary.json").exists():
+        summary = json.loads((folder / "summary.json").read_text())
+    names = "status", "score", "score_all", "episodes", "seconds", "sps", "global_step"
+    row = {name: summary.get(name) for name in names} | {"status": summary["status"]}
+    metrics = read(folder / "metrics.csv")
+    if "final_kl" in metrics and len(metrics):
+        found = metrics.reindex(columns=["final_kl", "clip_fraction", "entropy"])
+        kl, clipped, entropy = found.apply(pd.to_numeric).to_numpy().T
+        row |= {"kl_mean": kl.mean(), "kl_max": kl.max()}
+        row |= {"clip_fraction": clipped.mean(), "entropy": entropy[-1]}
+        if args.get("adapt_kl_coef"):
+            held = np.abs(np.log(kl / args["kl_target"])) <= np.log(1.5)
+            row |= {"kl_target": args["kl_target"], "kl_held": held.mean()}
+    row |= {"git_commit": args.get("git_commit"), "machine": args.get("machine")}
+    row["versions"] = " ".join(f"{k}={v}" for k, v in args["versions"].items())
+    row["command"] = "python " + shlex.join(args["command"])
+    return row, curve(read(folder / "episodes.csv"), metrics, args["total_timesteps"])
 
 
 def curve(episodes, metrics, total):
     """Step, return, KL, its coefficient and entropy in every hundredth of a run of total steps."""
 
     def hundredths(table, *columns):
-        x = table.reindex(columns=["global_step", *columns]).apply(pd.to_numeric)
+        x = table.reindex(columns=["global_step", *columns]).apply(pd.to_numeric).astype(float)
         return x.groupby(np.ceil(x.pop("global_step") * 100 / total).astype(int))
 
     points = hundredths(episodes, "episodic_return").mean().set_axis(["return"], axis=1)
@@ -85,8 +100,12 @@ def curve(episodes, metrics, total):
     return points
 
 
-def merged(old, new):
-    """new, and the rows of old that are of other runs: made elsewhere, or their directory gone."""
+def merged(old, new, keep=()):
+    """new, and the rows of old that are of other runs: made elsewhere, or their directory gone.
+
+    keep: KEYs of runs that have ended in old and not in new, and stay as they were.
+    """
+    new = new[~new.set_index(KEY).index.isin(keep)]
     if len(old):
         old = old[~old.set_index(KEY).index.isin(new.set_index(KEY).index)]
     rows, number = pd.concat([old, new]), lambda x: x.astype(int) if x.name == "seed" else x
@@ -102,14 +121,15 @@ class Sweep:
     """What the CSV files of a result directory hold, and the pictures to be drawn of it."""
 
     def __init__(self, folder, root, reference="", smooth=5, beside=False, above=()):
-        self.folder, self.root, self.reference, self.width = folder, root, reference, smooth
+        self.folder, self.root, self.width = folder, root, smooth
         self.runs, self.pictures, self.beside = pd.read_csv(folder / "runs.csv"), [], beside
         self.above = above  # settings that the page above has
-        self.done = self.data("runs").query("status in ['finished', 'diverged']")
+        self.done = self.data("runs").query("status in @ENDED")
         labels = known("labels", "setting")["label"]
         there = sorted({s for s in self.done["setting"] if "@" not in s})  # for by_log_std()
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
         self.label = {s: labels.get(s, s) for s in there}
+        self.reference = reference if reference in there else next(iter(there), "")
         self.tasks = sorted(set(self.done["task"][self.done["setting"].isin(there)]))
         atari = known("paper_atari", "game")
         self.random = pd.concat([known("random_policy", "task")["score"], atari["random"]])
@@ -348,6 +368,8 @@ def ablation(sweep):
     norm, labels = stats.normalised(sweep.table(), sweep.random, np.max), known("labels", "setting")
     both = [{f"{s}-clip", f"{s}-no-clip"} <= set(norm.index) for s in labels.index]
     labels = labels["label"][both]
+    if labels.empty:
+        return by_task(sweep)
     found = stats.bootstrap(
         norm.loc[[f"{s}-{x}" for s in labels.index for x in ("clip", "no-clip")]],
         mean=stats.mean_scores,
@@ -411,7 +433,7 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep
     "held-out/log-std": ([by_log_std, plots.curves], ENTROPY | KL, {"above": BESIDE}),
     "rivals": ([RIVALS, plots.curves], BEATEN, {"reference": "ppo"}),
     "rivals/settings": ([by_task], {}, {}),
-    "ablation": ([ablation], TASKS, {}),
+    "ablation": ([ablation], TASKS, {"reference": "defaults-clip"}),
     "kl-constants": ([summary, plots.beta], APART | TASKS | KL, {"reference": "defaults"}),
     "no-clip": ([by_task, plots.curves], KL, {"smooth": 1}),
     "bfloat16": ([summary, plots.curves], TASKS, {"reference": "float32"}),
@@ -424,6 +446,10 @@ def page(name, folder, root, mark="##"):
     """Markdown of a folder's page below its answer, and its pictures: (function, path, *args)."""
     first, details, options = PAGES.get(name, ([by_task, plots.curves], {}, {"smooth": 1}))
     sweep, parts, drawn = Sweep(folder, root, **options), [], vars(plots).values()
+    if sweep.done.empty:
+        return "No run has ended yet.\n", []
+    if "reference" in options and (len(sweep.label) < 2 or sweep.table().empty):
+        first, details = [by_task, plots.curves], {}  # there is nothing to compare yet
     for title, sections in ({"": first, "How it was made": [partial(how, name)]} | details).items():
         made = [sweep.picture(x, sweep) if x in drawn else x(sweep) for x in sections]
         parts += [f"{mark} {title}\n"] * bool(title and any(made)) + list(filter(None, made))
@@ -444,11 +470,16 @@ def main():
     folder = args.runs or HERE.parent / "runs" / args.name
     out = args.out or HERE / "results" / args.name
     if folder.is_dir():
-        runs, points = collect(folder)
+        try:
+            runs, points = collect(folder)
+        except ValueError as error:
+            return f"report.py: {' '.join(str(error).split())}"
         if runs.empty:
             return f"{folder}: no SETTING/TASK/SEED/args.json in it"
-        write(out / "runs.csv", merged(read(out / "runs.csv"), runs))
-        write(out / "curves.csv", merged(read(out / "curves.csv"), points))
+        old, new = (set(x[x["status"].isin(ENDED)].set_index(KEY).index) if len(x) else set()
+                    for x in (read(out / "runs.csv"), runs))  # fmt: skip
+        write(out / "runs.csv", merged(read(out / "runs.csv"), runs, [*old - new]))
+        write(out / "curves.csv", merged(read(out / "curves.csv"), points, [*old - new]))
     elif not (out / "runs.csv").exists():
         return f"neither {folder} nor {out / 'runs.csv'} is there"
     if "/" in args.name:  # a section of a page

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "benchmark" / "launch.py"
 sys.path.insert(0, str(LAUNCH.parent))
+import launch as launcher  # noqa: E402
 from launch import read_commands, read_new, same_script, source_files, write  # noqa: E402
 
 PPO = "--env-id InvertedPendulum --num-steps 256 --no-compile --checkpoint-every 1"
@@ -179,7 +180,7 @@ def test_refuses(folder, monkeypatch, line, complaint):
 
 def test_refuses_flags(folder):
     code, output = finish(launch(folder, ["python fake.py --run-dir a"], "--workers", "0"))
-    assert code == 2 and "--workers 0: must be at least 1" in output
+    assert code == 2 and "--workers 0: must be a number, at least 1" in output
     code, output = finish(launch(folder, ["python fake.py --run-dir /a"], "--dry-run"))
     assert (code, output) == (2, "launch.py: must be relative to here and below: /a\n")
 
@@ -196,6 +197,37 @@ def test_dry_run_prints_the_commands(folder):
         0,
         "\n".join(lines) + "\n",
     )
+
+
+def test_refuses_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    """Before anything is trained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher.os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="--run-dir runs/a: .* cannot be written"):
+        launcher.sweep(None, {"runs/a": ["python", "fake.py", "--run-dir", "runs/a"]})
+
+
+def test_a_run_directory_is_locked_against_launchers_and_scripts(tmp_path):
+    number = launcher.lock(tmp_path / "run", "metrics.csv")
+    with pytest.raises(BlockingIOError):
+        launcher.lock(tmp_path / "run")
+    os.close(number)
+    (tmp_path / "run/metrics.csv").touch()
+    hold = f"import fcntl; f = open(r'{tmp_path}/run/metrics.csv', 'a'); fcntl.lockf(f, 6)"
+    command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()"]
+    script = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    script.stdout.readline()
+    with pytest.raises(BlockingIOError):
+        launcher.lock(tmp_path / "run", "metrics.csv")
+    script.communicate(b"\n")
+    os.close(launcher.lock(tmp_path / "run", "metrics.csv"))
+
+
+def test_a_copy_that_is_cut_short_is_a_run_directory():
+    """As the scripts begin one: args.json, then the sources; a checkpoint after its episodes."""
+    names = ["checkpoint.pt", "trpo.py", "episodes.csv", "args.json", "metrics.csv"]
+    expected = ["args.json", "trpo.py", "episodes.csv", "metrics.csv", "checkpoint.pt"]
+    assert sorted(names, key=launcher.write_order) == expected
 
 
 def test_skips_what_a_report_has(folder):
@@ -336,6 +368,21 @@ def test_every_outcome(folder):
     code, output = finish(launch(folder, [x for x in lines if "--fault" not in x], "--workers=1"))
     assert code == 0 and "3 runs, 3 of them done before" in output
     assert {p: p.stat().st_mtime_ns for p in folder.glob("runs/**/*.json")} == before
+
+
+def test_a_second_launcher_stays_out_of_what_is_running(folder):
+    needs_ray()
+    (folder / "hold").touch()
+    first = launch(folder, ["python fake.py --run-dir runs/a"], "--workers", "1")
+    wait_for(lambda: holding(folder) == {"runs/a"})
+    lines = [f"python fake.py --run-dir runs/{x}" for x in "ab"]
+    second = launch(folder, lines, "--workers", "2")
+    wait_for(lambda: holding(folder) == {"runs/a", "runs/b"})
+    (folder / "hold").unlink()
+    code, output = finish(second)
+    assert code == 1 and "FAILED runs/a: another process is at work on it" in output
+    assert summary(folder, "runs/b")["status"] == "finished"
+    assert finish(first)[0] == 0 and steps(folder, "runs/a") == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,8 +1,11 @@
 """The copies of the scripts that benchmark/log_std.sh makes by patches."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,27 @@ def patched(script, name, folder):
     command = ["patch", "-s", "-o", path, ROOT / f"{script.__name__}.py"]
     subprocess.run(command, input=patch, check=True)
     return path
+
+
+def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_path):
+    for name in ("ppo_*.py", "benchmark/l*", "benchmark/rivals"):
+        for path in ROOT.glob(name):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            (tmp_path / "benchmark").mkdir(exist_ok=True)
+            copy(path, tmp_path / path.relative_to(ROOT))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options = dict(env=os.environ | {"PATH": path, "SEEDS": "3"}, capture_output=True, text=True)
+    command = ["bash", tmp_path / "benchmark/log_std.sh", "--dry-run"]
+    done = subprocess.run(command, **options)
+    assert done.returncode == 1 and done.stderr.startswith("no Ant; first: bash benchmark/held_out")
+    (tmp_path / "benchmark/results/held-out").mkdir(parents=True)
+    rows = [f"clip-0.2,{task},1,{100_000 * i},{11 - i}\n"
+            for task in ("Ant", "Humanoid") for i in range(1, 11)]  # fmt: skip
+    curves = tmp_path / "benchmark/results/held-out/curves.csv"
+    curves.write_text("setting,task,seed,step,entropy\n" + "".join(rows))
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0 and done.stdout.count("\n") == 258
+    assert not list((tmp_path / "benchmark/log_std").glob("*.txt"))
 
 
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)

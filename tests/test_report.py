@@ -267,6 +267,67 @@ def test_says_what_is_missing(tmp_path, monkeypatch):
     assert "no SETTING/TASK/SEED" in make_report(monkeypatch, tmp_path, "mujoco")[0]
 
 
+def test_runs_that_have_just_begun_spoil_no_page(tmp_path, monkeypatch):
+    """No episode, no iteration, no summary; if none has ended, the page says so."""
+    monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
+    make_runs(tmp_path / "runs", ["ppo"], ["Hopper"], seeds=4)
+    head = "global_step,episodic_return,episodic_length\n"
+    for seed, episodes, metrics in ((1, head, None), (2, "", ""), (3, head, "")):
+        for name, text in (("episodes.csv", episodes), ("metrics.csv", metrics)):
+            if text is not None:
+                (tmp_path / f"runs/ppo/Hopper/{seed}" / name).write_text(text)
+        (tmp_path / f"runs/ppo/Hopper/{seed}/summary.json").unlink()
+    result, files = make_report(monkeypatch, tmp_path, "mujoco")
+    page = files["README.md"].decode()
+    assert result is None and "| Hopper | 1,760 |" in page and "not counted: ppo/Hopper/1," in page
+    (tmp_path / "runs/ppo/Hopper/4/summary.json").unlink()
+    shutil.rmtree(tmp_path / "out")
+    result, files = make_report(monkeypatch, tmp_path, "mujoco")
+    assert result is None and "No run has ended yet." in files["README.md"].decode()
+
+
+def test_an_interrupted_run_replaces_none_that_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
+    make_runs(tmp_path / "runs", ["ppo"], ["Hopper"])
+    _, before = make_report(monkeypatch, tmp_path, "mujoco")
+    shutil.rmtree(tmp_path / "runs")
+    make_run(tmp_path / "runs/ppo/Hopper/1", 7, 1e9, None)
+    assert make_report(monkeypatch, tmp_path, "mujoco") == (None, before)
+    make_run(tmp_path / "runs/ppo/Hopper/2", 7, 5.0)
+    page = make_report(monkeypatch, tmp_path, "mujoco")[1]["README.md"].decode()
+    assert "1,940, 5.0, 1,820" in page
+
+
+@pytest.mark.parametrize("name", [x for x in SWEEPS if x not in ("mujoco", "atari", "another")])
+def test_pages_of_the_first_runs_of_a_sweep(name, tmp_path, monkeypatch):
+    """Of one setting, of two, and of two that have no task in common."""
+    monkeypatch.setattr(stats, "RESAMPLES", 100)
+    monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
+    settings, tasks, _ = SWEEPS[name]
+    make_runs(tmp_path / "runs", settings[:1], tasks[:1], seeds=1)
+    for setting, task in ((settings[-1], tasks[1]), (settings[-1], tasks[0])):
+        result, files = make_report(monkeypatch, tmp_path, name)
+        assert result is None and "| 1,940 |" in files["README.md"].decode()
+        make_runs(tmp_path / "runs", [setting], [task], seeds=1)
+    assert make_report(monkeypatch, tmp_path, name)[0] is None
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("args.json", ""), ("args.json", "{}"), ("args.json", "[]"), ("summary.json", ""),
+        ("summary.json", '{"a": 1}'), ("summary.json", "[1]"), ("episodes.csv", "a,b\n1,2\n"),
+        ("episodes.csv", "\udcff\udcfe"), ("metrics.csv", "global_step,final_kl\nx,y\n"),
+    ],
+)  # fmt: skip
+def test_a_directory_that_is_no_runs_is_named(file, text, tmp_path, monkeypatch):
+    make_runs(tmp_path / "runs", ["ppo"], ["Hopper"], seeds=2)
+    path = tmp_path / "runs/ppo/Hopper/2"
+    (path / file).write_bytes(text.encode(errors="surrogateescape"))
+    result, files = make_report(monkeypatch, tmp_path, "mujoco")
+    assert str(path) in result and "\n" not in result and not files
+
+
 COMMITTED = [x for x in report.PAGES if (BENCHMARK / "results" / x / "README.md").exists()]
 
 
