@@ -198,16 +198,17 @@ def test_what_an_environment_turns_off_is_turned_on(script, whole, tmp_path):
 
 @one_script
 def test_ctrl_c_in_a_step_is_ctrl_c(script, whole, tmp_path):
-    """Though the environment has taken over the signal, and in --eval, which does not."""
+    """Whoever has taken over the signal last, and in --eval, where the environment has."""
     cwd, run, argv = tmp_path / "cwd", tmp_path / "cwd/run", few("OwnHandler")
     argv = *argv, "--checkpoint-every", 1
     program = Program(script, cwd, *argv).until((run / "checkpoint.pt").exists)
     (cwd / "slow").touch()
     program.until((cwd / "slowly").exists)
     os.kill(program.process.pid, signal.SIGINT)
+    program.until(lambda: "stops after this iteration" in program.out)  # or it has ended
+    (cwd / "slow").unlink()
     ended(program, 130)
     assert status(run) == "interrupted"
-    (cwd / "slow").unlink()
     (cwd / "slowly").unlink()
     ended(Program(script, cwd, *argv), 0, "finished")
     assert results(run) == whole(script, *few("Toy"))
