@@ -205,6 +205,8 @@ class Coordinator:
                 self.locks[run_dir] = lock(self.root / run_dir, "metrics.csv")
             except BlockingIOError:
                 return "failed", "another process is at work on it"
+            except OSError as error:  # as where a file has its name
+                return "failed", str(error)
         self.attempt[run_dir] = attempt
         self.running[run_dir] = fraction_done(self.root / run_dir)
         return read_new(self.root / run_dir, {})

@@ -375,12 +375,14 @@ def test_a_second_launcher_stays_out_of_what_is_running(folder):
     (folder / "hold").touch()
     first = launch(folder, ["python fake.py --run-dir runs/a"], "--workers", "1")
     wait_for(lambda: holding(folder) == {"runs/a"})
-    lines = [f"python fake.py --run-dir runs/{x}" for x in "ab"]
+    (folder / "runs/file").touch()
+    lines = [f"python fake.py --run-dir runs/{x}" for x in ("a", "b", "file")]
     second = launch(folder, lines, "--workers", "2")
     wait_for(lambda: holding(folder) == {"runs/a", "runs/b"})
     (folder / "hold").unlink()
     code, output = finish(second)
     assert code == 1 and "FAILED runs/a: another process is at work on it" in output
+    assert "FAILED runs/file: [Errno 17]" in output and "Traceback" not in output
     assert summary(folder, "runs/b")["status"] == "finished"
     assert finish(first)[0] == 0 and steps(folder, "runs/a") == [1, 2, 3, 4]
 
