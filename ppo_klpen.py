@@ -21,7 +21,6 @@ The defaults are those of Table 3. (+) marks what is not in the paper; each has 
 Shapes: T num_steps, N num_envs, M minibatch_size, O observation size, A action size.
 """
 
-import gc
 import json
 import math
 import os
@@ -33,9 +32,8 @@ import threading
 import time
 import traceback
 import warnings
-import weakref
 from collections import defaultdict, deque
-from contextlib import ExitStack, closing, nullcontext, redirect_stderr, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from functools import partial
@@ -86,7 +84,7 @@ class Common:
 
 @dataclass
 class Advantages:
-    """Rollouts and advantages, section 5; (+) is not in the paper"""
+    """Rollouts and advantages, section 5, and initial weights; (+) is not in the paper"""
 
     num_steps: Int = 2048  # T, horizon of one rollout
     gamma: float = 0.99  # discount
@@ -200,28 +198,25 @@ class Agent(nn.Module):
 def rollout(args, envs, act, rng):
     """Runs pi_old, by act(obs, noise), for T steps in each of N environments.
 
-    Returns tensors obs [T, N, O], actions [T, N, A], rewards, returns (discounted sums of rewards
-    since the episode began), dones [T, N], next_obs [N, O], and a list of (t, n, final obs [O])
+    Returns tensors obs [T, N, O], actions [T, N, A], rewards, returns (R = gamma R + r, from 0 in
+    each episode), dones [T, N], next_obs [N, O], and a list of (t, n, final obs [O])
     where a time limit cut an episode: truncations.
     """
     obs = zeros(args.num_steps, *envs.obs.shape)
     actions = zeros(args.num_steps, args.num_envs, envs.action_size)
     noise = rng.standard_normal(actions.shape, dtype=np.float32)
-    # environments may change any of these
-    with torch.random.fork_rng(devices=()), torch.enable_grad(), np.errstate():
-        torch.set_rng_state(envs.torch_state)
+    with envs.own_settings():
         for t in range(args.num_steps):
             obs[t] = envs.obs
             actions[t] = act(envs.obs, noise[t])
             envs.step(actions[t])
-        envs.torch_state = torch.get_rng_state()
     obs, actions, next_obs = map(torch.from_numpy, (obs, actions, envs.obs))
     return SimpleNamespace(obs=obs, actions=actions, next_obs=next_obs, **envs.pop_steps())
 
 
 @torch.no_grad()
 def estimate(args, agent, return_moments, batch):
-    """pi_old, log pi_old(a_t|s_t), values, advantages and value targets [T, N] of a rollout."""
+    """pi_old, values, advantages and value targets [T, N] of a rollout."""
     old_pi, values = agent(batch.obs)
     rewards = batch.rewards.clone()
     if args.norm_reward:  # (+)
@@ -235,7 +230,7 @@ def estimate(args, agent, return_moments, batch):
     value_targets = advantages + values
     if args.norm_adv == "batch":
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # (+)
-    return old_pi, old_pi.log_prob(batch.actions), values, advantages, value_targets
+    return old_pi, values, advantages, value_targets
 
 
 METRICS = ("surrogate", "value_loss", "entropy", "kl", "clip_fraction")
@@ -258,8 +253,8 @@ def update(
     policy_objective = surrogate(ratio, advantage, kl, kl_coef)
     error = (value - value_target).square()
     if args.clip_vloss is not None:  # (+)
-        near = old_value + (value - old_value).clamp(-args.clip_vloss, args.clip_vloss)
-        error = torch.max(error, (near - value_target).square())
+        clipped = old_value + (value - old_value).clamp(-args.clip_vloss, args.clip_vloss)
+        error = torch.max(error, (clipped - value_target).square())
     value_loss, entropy = error.mean(), pi.entropy().mean()
     objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
     agent.zero_grad()
@@ -284,6 +279,7 @@ def train(args, envs, run):
     return_moments = RunningMeanStd(min_std=1e-4)
     beta = nn.Module()
     beta.kl_coef = nn.Buffer(torch.tensor(args.kl_coef, dtype=torch.float64))
+    # act() and update() as they are, but faster: see the end of this file
     act = Replay(args.compile, agent.act, envs.obs, zeros(N, A))
     minibatch = zeros(M, O), *zeros(3, M, A), *zeros(4, M)
     step = Replay(args.compile, partial(update, agent, adam, args), 0.0, 0.0, *minibatch)
@@ -295,8 +291,8 @@ def train(args, envs, run):
         batch = rollout(args, envs, act, rng)
 
         # Advantages
-        estimates = estimate(args, agent, return_moments, batch)
-        old_pi, old_logprob, values, advantages, value_targets = estimates
+        old_pi, values, advantages, value_targets = estimate(args, agent, return_moments, batch)
+        old_logprob = old_pi.log_prob(batch.actions)
         seen = dict(**vars(batch), return_moments=return_moments)
         run.check(iteration, **seen, values=values, advantages=advantages)
 
@@ -311,8 +307,8 @@ def train(args, envs, run):
             rows = rng.permutation(args.batch_size).reshape(-1, M)
             for minibatch in zip(*(x[rows] for x in columns)):
                 metrics.append(step(learning_rate, kl_coef, *minibatch).copy())
-            epoch = dict(zip(METRICS, np.mean(metrics[-len(rows) :], 0), strict=True))
-            if args.target_kl is not None and epoch["kl"] > args.target_kl:  # (+)
+            epoch = np.mean(metrics[-len(rows) :], 0)
+            if args.target_kl is not None and epoch[METRICS.index("kl")] > args.target_kl:  # (+)
                 break
         with torch.no_grad():
             final_kl = kl_divergence(old_pi, agent(batch.obs)[0]).mean().item()  # d of section 4
@@ -322,7 +318,7 @@ def train(args, envs, run):
         if args.norm_obs:  # (+) after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
 
-        row = dict(zip(METRICS, np.mean(metrics, 0).tolist()), final_kl=final_kl)
+        row = dict(zip(METRICS, np.mean(metrics, 0).tolist(), strict=True), final_kl=final_kl)
         unexplained = (value_targets - values).var() / value_targets.var().clamp(min=1e-12)
         row |= dict(explained_variance=1 - unexplained.item(), learning_rate=learning_rate)
         row["kl_coef"] = kl_coef
@@ -342,8 +338,8 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, eps):
         super().__init__()
-        self.eps, self.ascending = eps, [p for p in parameters if p.requires_grad]
-        self.means = nn.ParameterList(map(torch.zeros_like, self.ascending)).requires_grad_(False)
+        self.eps, self.trained = eps, list(parameters)
+        self.means = nn.ParameterList(map(torch.zeros_like, self.trained)).requires_grad_(False)
         self.squares = deepcopy(self.means)
         self.t = nn.Buffer(torch.zeros((), device=self.means[0].device))
 
@@ -351,10 +347,10 @@ class Adam(nn.Module):
     def step(self, learning_rate):
         """Moves the parameters along their gradients. learning_rate is a tensor []."""
         self.t += 1
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.ascending]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
         steps = [self.t] * len(gradients)
         torch._fused_adam_(
-            self.ascending, gradients, [*self.means], [*self.squares], [], steps, lr=learning_rate,
+            self.trained, gradients, [*self.means], [*self.squares], [], steps, lr=learning_rate,
             beta1=0.9, beta2=0.999, eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=True,
         )  # fmt: skip
 
@@ -366,7 +362,7 @@ def mlp(inputs, outputs, init, last_gain):
         layer = nn.Linear(n, m)
         if init == "orthogonal":
             nn.init.orthogonal_(layer.weight, gain)
-        if init == "normc":  # the weights into each unit have norm 1, or a smaller gain
+        if init == "normc":  # each row, the weights into a unit, has norm min(1, gain)
             weight = torch.randn_like(layer.weight)
             layer.weight.data = weight * min(gain, 1) / weight.norm(dim=1, keepdim=True)
         if init != "torch":
@@ -403,7 +399,9 @@ def zeros(*shape):
 def generator(seed, iteration):
     """numpy's generator of an iteration; seeds torch's, too. So no checkpoint keeps their state."""
     rng = np.random.default_rng((seed, iteration))
-    torch.manual_seed(int(rng.bit_generator.seed_seq.generate_state(1)[0]))
+    number = int(rng.bit_generator.seed_seq.generate_state(1)[0])
+    for each in (torch.default_generator, *torch.cuda.default_generators):
+        each.manual_seed(number)  # torch.manual_seed() takes 0.2 ms
     return rng
 
 
@@ -430,6 +428,8 @@ def resolve(name):
     return next((ids[guess] for guess in guesses if guess in ids), name)
 
 
+@np.errstate()  # as it was, whatever an environment sets
+@torch.enable_grad()
 def make_env(args, video=False):
     """An environment with vectors for observations, tried out for a step. Raises Stop(2)."""
     Box, env = gym.spaces.Box, None
@@ -449,8 +449,8 @@ def make_env(args, video=False):
         if 0 in (*size, *actions.shape):
             raise ValueError(f"there is nothing to see or to do: {space}, {actions}")
         obs, _ = env.reset(seed=seed)
-        next_obs, reward, *ended, _ = env.step(np.zeros(actions.shape, np.float32))
-        _, _ = map(as_bool, ended)  # two that say whether, or ValueError
+        next_obs, reward, terminated, truncated, _ = env.step(np.zeros(actions.shape, np.float32))
+        _ = as_bool(terminated), as_bool(truncated)  # or ValueError
         again, _ = env.reset(seed=seed)
         reward = float(np.asarray(reward).item())
         for x, shape in ((obs, size), (next_obs, size), (again, size), (reward, ())):
@@ -480,7 +480,7 @@ def picture(env):
 
 
 def close(env):
-    """Whatever it raises: all that counts is written by now."""
+    """Closes it, whatever it raises: all that counts is written by now."""
     with suppress(BaseException):
         env.close()
 
@@ -489,22 +489,16 @@ def as_bool(x):
     """Whether an episode has ended. Raises ValueError if x does not say."""
     if type(x) not in (bool, np.bool_):
         x = np.asarray(x).item()  # of an array or a list of one
-        if not isinstance(x, bool | int | float | None) or x != x:
+        if not isinstance(x, int | float | None) or x != x:
             raise ValueError(f"{x!r} does not say whether the episode has ended")
     return bool(x)
-
-
-def settle():
-    """Undoes what an environment may have set for all of the process."""
-    np.seterr(all="ignore")  # as torch does
-    torch.set_grad_enabled(True)
 
 
 def seed_all(seed):
     """Seeds the global generators: some environments draw from these."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes 0.2 ms
+    torch.default_generator.manual_seed(seed)
 
 
 class Envs:
@@ -516,26 +510,35 @@ class Envs:
 
     def __init__(self, args, on_episode, video=False):
         N = args.num_envs
-        self.args, self.on_episode, self.gamma = args, on_episode, getattr(args, "gamma", 1.0)
+        self.args, self.on_episode = args, on_episode
+        self.gamma = getattr(args, "gamma", 1.0)  # CEM has none
         self.global_step = self.num_restarts = 0  # restarts of episodes that did not repeat
         self.steps = []  # (reward, discounted return, done) since pop_steps()
         self.truncations = []  # (t, n, final obs) since then
         self.episode = [-1] * N
         self.episode_return, self.discounted_return = [0.0] * N, [0.0] * N
         self.actions = [bytearray() for _ in range(N)]  # of the episode so far, as float32
-        self.envs = []
-        with ExitStack() as stack:  # closes what has been made if something fails
-            stack.callback(settle)
+        self.envs, self.torch_state = [], torch.get_rng_state()
+        with ExitStack() as stack, self.own_settings():
             for _ in range(N):
                 self.envs.append(make_env(args, video))
-                stack.callback(close, self.envs[-1])
+                stack.callback(close, self.envs[-1])  # if something fails
             self.obs_size, self.action_size = sizes(self.envs[0])
             self.obs = zeros(N, self.obs_size)  # what is seen now
             for n in range(N):
                 self.reset(n)
-            self.torch_state = torch.get_rng_state()  # of torch's global generator
-            settle()
             self.close = stack.pop_all().close
+
+    @contextmanager
+    def own_settings(self):
+        """For all use of environments: what these set in torch and numpy is undone after it.
+
+        They draw from a state of torch's global generator that nothing else draws from.
+        """
+        with torch.random.fork_rng(devices=()), torch.enable_grad(), np.errstate():
+            torch.set_rng_state(self.torch_state)
+            yield
+            self.torch_state = torch.get_rng_state()
 
     def reset(self, n):
         """Begins the next episode of environment n. Raises Stop if it fails."""
@@ -560,7 +563,7 @@ class Envs:
             raise ValueError(f"an observation of shape {obs.shape}, not {(self.obs_size,)}")
         self.obs[n] = obs
 
-    def act(self, n, action):
+    def step_one(self, n, action):
         """Steps environment n: reward, terminated, truncated. Raises Stop(1) if it fails."""
         self.actions[n] += action.tobytes()
         try:
@@ -582,7 +585,7 @@ class Envs:
         """Steps all by actions [N, A]; what they then see is in obs [N, O]."""
         self.global_step += len(self.envs)
         for n in range(len(self.envs)):
-            reward, terminated, truncated = self.act(n, actions[n])
+            reward, terminated, truncated = self.step_one(n, actions[n])
             done = terminated or truncated
             self.steps.append((reward, self.discounted_return[n], done))
             if done:
@@ -610,23 +613,23 @@ class Envs:
     def load_state_dict(self, state):
         """Plays the episodes in progress again. Raises Stop(1) if an environment fails."""
         self.global_step, self.num_restarts = state["global_step"], state["num_restarts"]
-        for n, actions in enumerate(state["actions"]):
-            self.episode[n] = state["episode"][n] - 1
-            self.reset(n)
-            actions = actions.numpy().reshape(-1, self.action_size)
-            ended = any(any(self.act(n, action)[1:]) for action in actions)
-            same_obs = np.array_equal(self.obs[n], state["obs"][n])
-            if ended or not same_obs or self.episode_return[n] != state["episode_return"][n]:
-                show(f"environment {n} is not deterministic; its episode was restarted")
-                self.num_restarts += 1
+        with self.own_settings():
+            for n, actions in enumerate(state["actions"]):
+                self.episode[n] = state["episode"][n] - 1
                 self.reset(n)
-        self.torch_state = torch.get_rng_state()
-        settle()
+                actions = actions.numpy().reshape(-1, self.action_size)
+                ended = any(any(self.step_one(n, action)[1:]) for action in actions)
+                same_obs = np.array_equal(self.obs[n], state["obs"][n])
+                if ended or not same_obs or self.episode_return[n] != state["episode_return"][n]:
+                    show(f"environment {n} is not deterministic; its episode was restarted")
+                    self.num_restarts += 1
+                    self.reset(n)
 
 
 class Run:
     """The run directory: arguments, sources, every episode, metrics, the last checkpoint."""
 
+    # Flags that a resumed run may change
     may_change = {"run_dir", "checkpoint_every", "capture_video"}
     may_change |= {"track", "wandb_project_name", "wandb_entity"}
 
@@ -677,7 +680,7 @@ class Run:
                 self.dir /= args.run_dir
             self.dir.mkdir(parents=True, exist_ok=True)
             while (number := os.open(os.devnull, os.O_RDWR)) < 3:
-                pass  # an environment has closed it, and the next file would get its number
+                pass  # an environment has closed 0, 1 or 2, and the next file would get that number
             os.close(number)
             self.files = {name: open(self.dir / name, "a", buffering=1) for name in self.rows}
         except OSError as error:
@@ -691,7 +694,7 @@ class Run:
             commit = subprocess.run(git, **where, text=True, capture_output=True).stdout.strip()
             self.saved_args = asdict(args) | dict(script=self.script, command=sys.argv)
             self.saved_args |= dict(versions=self.versions, git_commit=commit)
-            self.saved_args["wandb_id"] = os.urandom(4).hex()
+            self.saved_args["wandb_id"] = os.urandom(4).hex()  # also says whose a checkpoint is
             self.write("args.json", self.saved_args)
         for name, code in self.sources.items():
             if not (self.dir / name).exists():
@@ -787,12 +790,13 @@ class Run:
         return float(np.mean(returns)) if returns else math.nan
 
     def check(self, iteration, **parts):
-        """Raises Stop(3), naming the first tensor of these that is not finite; notes the time."""
+        """Raises Stop(3), naming the first of these that is not finite. Notes the rollout's end."""
+        inside = {}
         for name, x in parts.items():
-            inside = x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
-            if not finite(inside):
-                key = next(key for key, nested in inside.items() if not finite(nested))
-                raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
+            inside |= x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
+        if not finite(inside):
+            key = next(key for key, nested in inside.items() if not finite(nested))
+            raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
         self.rollout_end = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -802,7 +806,7 @@ class Run:
         """
         args, now, middle = self.args, time.perf_counter(), self.rollout_end
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
-        self.check(iteration, **metrics, **modules)
+        self.check(iteration, **metrics, **modules)  # sets rollout_end once more
         self.seconds += now - self.last_time  # with the last checkpoint, but not its film
         self.last_time = now
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
@@ -851,12 +855,12 @@ class Run:
         ))  # fmt: skip
         show(f"{status}: score {self.score():.2f}, {episodes} episodes, {self.args.run_dir}")
 
-    def fail(self, error):
+    def fail(self, error, code):
         """Keeps the traceback of what ended the run, and says so in summary.json."""
         with suppress(OSError, MemoryError):
             text = "".join(traceback.format_exception(error))
-            (self.dir / "error.txt").write_bytes(text.encode(errors="backslashreplace"))
-            status = "diverged" if getattr(error, "code", 1) == 3 else "failed"
+            self.write("error.txt", text.encode(errors="backslashreplace"))
+            status = "diverged" if code == 3 else "failed"
             kind = "" if isinstance(error, Stop) else f"{type(error).__name__}: "
             self.finish(status, reason=f"{kind}{error}")
 
@@ -868,7 +872,8 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     """
     returns, frames, rng = [], [], np.random.default_rng((seed, 1))
     args = SimpleNamespace(**vars(args) | dict(num_envs=1, seed=seed))
-    with closing(Envs(args, lambda step, score, length: returns.append(score), video)) as envs:
+    envs = Envs(args, lambda step, score, length: returns.append(score), video)
+    with closing(envs), envs.own_settings():
         fps = envs.envs[0].metadata.get("render_fps", 30) if video else 30
         every = max(1, round(fps / 25))
         while not returns and envs.global_step < 10_000 and not stop():
@@ -918,10 +923,11 @@ def evaluate(args, policy):
 
 
 def finite(nested):
-    """Whether every number of a nested structure of tensors and numbers is."""
-    leaves = (x for x in tree_leaves(nested) if not isinstance(x, int))
-    numbers = [torch.as_tensor(x).reshape(-1) for x in leaves]
-    return not numbers or torch.cat(numbers).isfinite().all().item()
+    """Whether all numbers in nested tensors and numbers are finite. Integers are."""
+    numbers = defaultdict(list)  # by device
+    for x in (torch.as_tensor(x) for x in tree_leaves(nested) if not isinstance(x, int)):
+        numbers[x.device].append(x.reshape(-1))
+    return all(torch.cat(xs).isfinite().all().item() for xs in numbers.values())
 
 
 def lock(file, run_dir):
@@ -1010,7 +1016,7 @@ def main(train, flags, script, policy=Agent):
 
 
 def command(train, flags, script, policy):
-    """main() but for what is left behind; errors that are no fault of the system's are printed."""
+    """main() without its end. Known errors are printed in a line, others with their traceback."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, and the next file would get its number
             setattr(sys, name, open(os.devnull, "r+"))
@@ -1048,7 +1054,7 @@ def command(train, flags, script, policy):
                 run.finish("interrupted")
             return signalled or 130
         if run and run.state and code != 2:
-            run.fail(error)
+            run.fail(error, code)
         if isinstance(error, Stop | OSError | MemoryError) or "allocate" in str(error):
             show(f"{Path(script).name}: {' '.join(str(error).split())}", file=2)
         else:
@@ -1087,20 +1093,20 @@ class Replay(TorchDispatchMode):
     Raises Stop(2) if function cannot be repeated, Stop(1) if its repetition differs from it.
     """
 
-    _should_skip_dynamo = classmethod(lambda cls: False)  # to import that takes 1 s and 70 MiB
+    _should_skip_dynamo = classmethod(lambda cls: False)  # else torch imports dynamo: 1 s, 70 MiB
 
     def __init__(self, enabled, function, *inputs):
         super().__init__()
         torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
         np.seterr(all="ignore")  # as torch does
         self.function, self.enabled, self.operations = function, enabled, []
-        self.calls, self.due = 0, 1  # due: the call at which check() is due
+        self.calls = 0
         self.retry = None  # the call to be compared again, after one that differed
         self.arrays = [np.asarray(x, zeros().dtype) for x in inputs]
         self.inputs = [torch.from_numpy(x) for x in self.arrays]
         self.state = {f"input.{i}": x for i, x in enumerate(self.inputs)}
         self.parameters = {}  # their gradients are looked at, too
-        call = partial(function)  # of a method or of another partial, too
+        call = partial(function)  # merges nested partials
         self.name = getattr(call.func, "__name__", "function")
         owners = [getattr(call.func, "__self__", None), *call.args, *call.keywords.values()]
         for i, x in enumerate(x for x in owners if isinstance(x, nn.Module)):
@@ -1112,19 +1118,16 @@ class Replay(TorchDispatchMode):
         self.homes = [getattr(x, "__dict__", {}) for x in (*inside, call.func)]
         self.homes.append(getattr(call.func, "__globals__", {}))
         names = getattr(getattr(call.func, "__code__", None), "co_names", ())
-        owners.append(sys.modules.get(getattr(call.func, "__module__", None)))
-        self.constants = [(x, name, getattr(x, name)) for x in owners for name in names
-                          if isinstance(getattr(x, name, None), int | float | str)]  # fmt: skip
+        self.constants = [(home, name, home[name]) for home in self.homes for name in names
+                          if isinstance(home.get(name), int | float | str)]  # fmt: skip
         if enabled:
             self.varying = addresses(self.state)  # and of what depends on it
-            self.made, self.results = set(), []  # addresses of function's own tensors; references
+            self.made = set()  # addresses of function's own tensors
             before = self.python_state()
             self.result = self.try_out(function, mode=self)[1].numpy()
             if changed := self.python_state() - before:
                 what = min(changed, key=str)[1]
                 raise Stop(2, f"{self.name}() changes {what} of Python: use --no-compile")
-            if self.kept() and (gc.collect(), self.kept())[1]:  # what is in a cycle is not in use
-                raise Stop(2, f"{self.name}() keeps a tensor from call to call: use --no-compile")
 
     def __call__(self, *inputs):
         for array, x in zip(self.arrays, inputs, strict=True):
@@ -1132,9 +1135,12 @@ class Replay(TorchDispatchMode):
                 array[...] = x
         if not self.enabled:
             return self.function(*self.inputs).detach().numpy()
+        for home, name, value in self.constants:
+            if home.get(name) != value:
+                raise Stop(1, f"{name} is not what it was when recorded: use --no-compile")
         self.calls += 1
-        if self.calls == self.due:
-            self.check()
+        if self.calls.bit_count() == 1 or self.calls == self.retry:  # 1, 2, 4, 8, ...
+            self.compare()
         return self.repeat()
 
     def repeat(self, *_):
@@ -1142,21 +1148,6 @@ class Replay(TorchDispatchMode):
         for operation in self.operations:
             operation()
         return self.result
-
-    def check(self):
-        """Compares calls 1, 2, 4, 8, ...; looks at the constants then and every 256 calls."""
-        self.due = min(1 << self.calls.bit_length(), (self.calls // 256 + 1) * 256)
-        for x, name, value in self.constants:
-            if getattr(x, name) != value:
-                raise Stop(1, f"{name} is not what it was when recorded: use --no-compile")
-        if self.calls & (self.calls - 1) == 0 or self.calls == self.retry:
-            self.compare()
-
-    def kept(self):
-        """The addresses of tensors of function's own that vary and are in use after its end."""
-        alive = addresses([x() for x in self.results]) & self.varying
-        gradients = [p.grad for p in self.parameters.values()]
-        return alive - addresses([self.state, gradients, torch.from_numpy(self.result)])
 
     def python_state(self):
         """Marks of what Python holds that function could change, and a replay would not."""
@@ -1169,10 +1160,9 @@ class Replay(TorchDispatchMode):
                 return tuple(mark(y, depth - 1) for y in (x.values() if isinstance(x, dict) else x))
             return x.tobytes() if isinstance(x, np.ndarray) else x if type(x) in plain else id(x)
 
-        plain, more = (int, float, str, bool), (list, dict, set, deque, np.ndarray, torch.Tensor)
-        kinds = (*plain, *more, SimpleNamespace)
+        plain = int, float, str, bool
         return {(i, name, mark(x)) for i, home in enumerate(self.homes) for name, x in home.items()
-                if isinstance(x, kinds) and not name.startswith("__")}  # fmt: skip
+                if not name.startswith("__")}  # fmt: skip
 
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
         """Records an operation of PyTorch's, each that is called within `with self`."""
@@ -1197,7 +1187,6 @@ class Replay(TorchDispatchMode):
                 whole = x.detach() if x._base is None else x._base.detach()
                 self.operations.insert(0, partial(whole.copy_, whole.clone()))
         result = target(*args, **kwargs)
-        self.results += [weakref.ref(x) for x in tree_leaves(result) if torch.is_tensor(x)]
         if name == "aten::expand" and 0 in result.stride():
             result = result.contiguous()  # numpy is slow where a stride is 0
         elif target.is_view and name != "aten::lift_fresh" or Tag.inplace_view in tags:
@@ -1235,20 +1224,20 @@ class Replay(TorchDispatchMode):
         return changes | {f"result.{i}": x.double() for i, x in enumerate(result.flatten())}, result
 
     def compare(self):
-        """Raises Stop(1) if the replay comes to something else twice running.
+        """Raises Stop(1) if the replay differs from function in two calls running.
 
-        As rounding pass 1% of a change (1e-4 of a result), 100 times what a nudge of state and
-        inputs by 1e-7 makes of it, and 3e-5 of the size of its owner's tensors. Once may be a
-        sample at the very edge of the clip that rounding has put beyond it.
+        A difference may be rounding if it is below the sum of: 1% of a change, or 1e-4 of a result;
+        3e-5 of the size of all tensors of the same owner; and 100 times the effect of a nudge of
+        state and inputs by 1e-7. A single larger one may be a sample at the very edge of the clip.
         """
         tries, nudged = (self.repeat, self.function, self.function), None
         found, expected, again = (self.try_out(x)[0] for x in tries)
-        sizes = defaultdict(float)  # of all tensors of an owner: of "adam1.means", "agent.actor.0"
+        norms = defaultdict(float)  # of all tensors of an owner: of "adam1.means", "agent.actor.0"
         for name, x in self.state.items():
-            sizes[name.rpartition(".")[0]] += (x.double() + expected[name]).norm()
+            norms[name.rpartition(".")[0]] += (x.double() + expected[name]).norm()
         for name, x in ((name, x) for name, x in expected.items() if name in found):
             error, share = (found[name] - x).norm(), 1e-4 if name.startswith("result") else 1e-2
-            rounding = share * x.norm() + 3e-5 * (1 + sizes[name.rpartition(".")[0]])
+            rounding = share * x.norm() + 3e-5 * (1 + norms[name.rpartition(".")[0]])
             if error > rounding:
                 nudged = nudged or self.try_out(self.function, nudge=1e-7)[0]
                 rounding += 100 * (nudged[name] - x).norm()
@@ -1257,7 +1246,7 @@ class Replay(TorchDispatchMode):
                 if self.calls == self.retry:
                     what = f"the replay of {self.name}() differs in {name}"
                     raise Stop(1, f"{what}: use --no-compile")
-                self.retry = self.due = self.calls + 1
+                self.retry = self.calls + 1
                 return
 
 
@@ -1291,6 +1280,7 @@ def fast(x):
 
 
 def total(out, x, axes=None, keep=False):
+    """As an entry of NUMPY: the sum of x over axes, or of all."""
     if x.ndim == 2 and axes in ([0], [1], [-1]):  # faster than np.add.reduce
         x = x.T if axes == [0] else x
         return [(dot, x, np.ones(x.shape[1], np.float32), out.reshape(-1))]
@@ -1298,7 +1288,7 @@ def total(out, x, axes=None, keep=False):
 
 
 dot = np.ndarray.dot
-SAME = dict(
+SAME = dict(  # by PyTorch's name, numpy's function; some take out by name only
     abs=np.abs, add=np.add, div=np.divide, eq=np.equal, exp=np.exp, ge=np.greater_equal,
     gt=np.greater, le=np.less_equal, log=np.log, logical_and=np.logical_and, lt=np.less,
     maximum=lambda x, y, out: np.maximum(x, y, out=out), mul=np.multiply, neg=np.negative,

@@ -63,8 +63,8 @@ class FirstUpdate:
     def __call__(self, args, agent, return_moments, batch):
         """The batch: obs [T*N, O], actions [T*N, A], old_logprob [T*N], advantages [T*N]."""
         estimates = self.estimate(args, agent, return_moments, batch)
-        _, old_logprob, _, advantages, _ = estimates
-        columns = batch.obs, batch.actions, old_logprob, advantages
+        old_pi, _, advantages, _ = estimates
+        columns = batch.obs, batch.actions, old_pi.log_prob(batch.actions), advantages
         self.batch = [x.flatten(0, 1) for x in columns]
         return estimates
 

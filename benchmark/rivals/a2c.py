@@ -52,7 +52,7 @@ class A2c(ppo.Advantages):
     norm_adv: Literal["batch", "none"] = "none"  # (+) standardise advantages over the batch
     learning_rate: float = 2e-3  # RMSProp's step size
     anneal_lr: bool = True  # decrease it linearly to 0
-    vf_coef: float = 0.25  # of the value function's square error; of 2017: 0.5 of half of it
+    vf_coef: float = 0.25  # of (V - target)^2; in baselines 0.5 of half of it
     ent_coef: float = 0.0  # of the entropy
     max_grad_norm: float = 0.5  # clip the norm of the gradient to it
     trust_region: bool = False  # ACER's rule
@@ -82,7 +82,7 @@ def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantage
     pi, value = agent(obs)
     if args.trust_region:
         phi = torch.cat([pi.mean, pi.stddev.log()], -1)  # [B, 2A]
-        free_phi = phi.detach().requires_grad_()
+        free_phi = phi.detach().requires_grad_()  # a leaf, so that g and k are gradients in phi
         mean, log_std = free_phi.chunk(2, -1)
         pi = Independent(Normal(mean, log_std.exp()), 1)
     policy_objective, entropy = pi.log_prob(actions) * advantages, pi.entropy()
@@ -119,7 +119,7 @@ def train(args, envs, run):
     start = run.resume(**state, envs=envs)
     for iteration in range(start + 1, args.num_iterations + 1):
         batch = rollout(args, envs, act, ppo.generator(args.seed, iteration))
-        _, _, values, advantages, targets = estimate(args, agent, return_moments, batch)
+        _, values, advantages, targets = estimate(args, agent, return_moments, batch)
         run.check(iteration, **vars(batch), values=values, advantages=advantages)
         alpha = 1 - (iteration - 1) / args.num_iterations
         learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)

@@ -45,7 +45,7 @@ class A2c(ppo.Advantages):
     norm_adv: Literal["batch", "none"] = "none"  # (+) standardise advantages over the batch
     learning_rate: float = 7e-4  # RMSProp's step size
     anneal_lr: bool = True  # decrease it linearly to 0
-    vf_coef: float = 0.25  # of the value function's square error; of 2017: 0.5 of half of it
+    vf_coef: float = 0.25  # of (V - target)^2; in baselines 0.5 of half of it
     ent_coef: float = 0.01  # of the entropy
     max_grad_norm: float = 0.5  # clip the norm of the gradient to it
 

@@ -58,7 +58,7 @@ class Acer:
 
     num_steps: Int = 20  # T, steps of a segment
     gamma: float = 0.99  # discount
-    replay_ratio: float = 4.0  # replayed batches a new one, the mean of a Poisson distribution
+    replay_ratio: float = 4.0  # replayed batches per new one: the mean of a Poisson distribution
     buffer_size: Int = 50_000  # steps of each game that are stored
     replay_start: Int = 10_000  # steps of each game before any is replayed
     truncation: float = 10.0  # c, of the importance weights

@@ -9,13 +9,13 @@ class RMSProp(nn.Module):
 
     def __init__(self, parameters, decay=0.99, eps=1e-5):
         super().__init__()
-        self.decay, self.eps, self.ascending = decay, eps, list(parameters)
-        self.squares = nn.ParameterList(map(torch.ones_like, self.ascending)).requires_grad_(False)
+        self.decay, self.eps, self.trained = decay, eps, list(parameters)
+        self.squares = nn.ParameterList(map(torch.ones_like, self.trained)).requires_grad_(False)
 
     @torch.no_grad()
     def step(self, learning_rate):
         """Moves the parameters along their gradients. learning_rate is a float or a tensor []."""
-        for p, square in zip(self.ascending, self.squares):
+        for p, square in zip(self.trained, self.squares):
             square.mul_(self.decay).add_((1 - self.decay) * p.grad.square())
             p.add_(learning_rate * p.grad / (square + self.eps).sqrt())
 

@@ -107,9 +107,10 @@ def refit(population, scores, elite):
 def play(args, envs, act, noise, seen):
     """The return of an episode, or of its part up to the run's last step; appends obs to seen."""
     episode = envs.episode[0]
-    while envs.episode[0] == episode and envs.global_step < args.total_timesteps:
-        seen.append(envs.obs[0].copy())
-        envs.step(act(envs.obs, noise))
+    with envs.own_settings():
+        while envs.episode[0] == episode and envs.global_step < args.total_timesteps:
+            seen.append(envs.obs[0].copy())
+            envs.step(act(envs.obs, noise))
     return envs.pop_steps()["rewards"].sum().item()
 
 
@@ -136,7 +137,7 @@ def train(args, envs, run):
 
         last, var = envs.global_step == args.total_timesteps, policy.var.numpy()
         if not last:  # else the end of the run may have cut the generation short
-            mean, var[:] = refit(population, scores, args.elite)
+            mean, var[:] = refit(population, scores, args.elite)  # var is policy.var's memory
         policy.put(mean)
         if args.norm_obs:  # after the generation, so that all its policies saw the same
             policy.obs_moments.update(torch.from_numpy(np.array(seen)))

@@ -118,7 +118,7 @@ def trust_region_step(agent, args, x, actions, advantages):
 
     @torch.no_grad()
     def attempt(fraction):
-        new = theta + fraction * full_step if fraction else theta
+        new = theta + fraction * full_step if fraction else theta  # full_step may be NaN
         for p, new_p in zip(parameters, new.split(sizes)):
             p.copy_(new_p.view_as(p))  # in place: Replay keeps their addresses
         return (surrogate() - old_surrogate).item(), mean_kl(x).item()
@@ -136,14 +136,14 @@ def train(args, envs, run):
     M, O, A = args.minibatch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) 1e-8 makes steps of mere rounding
+    adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) with 1e-8 rounding moves weights
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = Replay(args.compile, partial(value_step, agent.critic, adam), 0.0, zeros(M, O), zeros(M))
     start = run.resume(agent=agent, adam=adam, return_moments=return_moments, envs=envs)
     for iteration in range(start + 1, args.num_iterations + 1):
         rng = ppo.generator(args.seed, iteration)
         batch = rollout(args, envs, act, rng)
-        _, _, values, advantages, targets = estimate(args, agent, return_moments, batch)
+        _, values, advantages, targets = estimate(args, agent, return_moments, batch)
         run.check(iteration, **vars(batch), values=values, advantages=advantages)
 
         x = agent.features(batch.obs)

@@ -114,7 +114,7 @@ def train(args, envs, run):
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
     adam = Adam([*agent.actor.parameters(), agent.log_std], eps=1e-8)
     adam.register_buffer("step_size", torch.tensor(args.learning_rate))
-    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) 1e-8 makes steps of mere rounding
+    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) with 1e-8 rounding moves weights
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(value_step, agent.critic, value_adam)
     step = Replay(args.compile, step, 0.0, zeros(M, O), zeros(M))
@@ -123,7 +123,7 @@ def train(args, envs, run):
     for iteration in range(start + 1, args.num_iterations + 1):
         rng = ppo.generator(args.seed, iteration)
         batch = rollout(args, envs, act, rng)
-        old_pi, _, values, advantages, targets = estimate(args, agent, return_moments, batch)
+        old_pi, values, advantages, targets = estimate(args, agent, return_moments, batch)
         run.check(iteration, **vars(batch), values=values, advantages=advantages)
 
         x = agent.features(batch.obs)
