@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Tables 2 and 6 of the paper: PPO, A2C and ACER on 49 games, 3 seeds, 10M steps (40M frames) each.
 #     bash benchmark/atari.sh --gpus 0.25 --cpus 2 --address HOST:6379     four runs share a GPU
-#     GAMES=Pong SEEDS=2 STEPS=2000000 bash benchmark/atari.sh             a small part of it
 #     python benchmark/report.py atari
+#     GAMES=KungFuMaster SEEDS=2 STEPS=1000000 bash benchmark/atari.sh     shorter runs, kept apart
+#     python benchmark/report.py atari/1000000
 # A run of ACER takes 0.1 to 0.6 GB of disk while it lasts (Yars' Revenge: 1.4).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +27,7 @@ commands=$(for seed in $(seq "${SEEDS:-3}"); do
     for game in $GAMES; do
       echo python "$script" --env-id "$game" --seed "$seed" \
         --total-timesteps "${STEPS:-10000000}" \
-        --run-dir "runs/atari/$algorithm/$game/$seed"
+        --run-dir "runs/atari${STEPS:+/$STEPS}/$algorithm/$game/$seed"
     done
   done
 done)
