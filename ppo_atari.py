@@ -188,9 +188,9 @@ class Agent(nn.Module):
 def rollout(args, envs, act, rng):
     """Runs pi_old for T steps in N games. act(obs) is [B, A + 1], log pi and value.
 
-    Returns tensors obs [T, N, ...] on the device, actions, values, rewards, dones [T, N],
-    logits (log pi_old) [T, N, A], next_obs [N, ...], and truncations: a list of (t, n, final obs)
-    where a time limit cut a game. Raises Stop(1) if a game fails.
+    Returns tensors obs [T, N, ...] on the device, and on the CPU actions, values, rewards, dones
+    [T, N], logits (log pi_old) [T, N, A], next_obs [N, ...], and truncations: a list of (t, n,
+    final obs) where a time limit cut a game. Raises Stop(1) if a game fails.
     """
     T, N, A = args.num_steps, args.num_envs, envs.num_actions
     obs = torch.empty(T, N, 84, 84, 4, dtype=torch.uint8, device=device_of(args))
@@ -203,12 +203,11 @@ def rollout(args, envs, act, rng):
         for t in range(T):
             obs[t, ids].copy_(torch.from_numpy(games.obs()), non_blocking=True)
             outputs[t, ids] = act(obs[t, ids]).cpu()
-            actions[t, ids] = (outputs[t, ids, :-1] + noise[t, ids]).argmax(-1)  # samples pi_old
+            actions[t, ids] = (outputs[t, ids, :-1] + noise[t, ids]).argmax(-1)  # Gumbel-max
             games.send(actions[t, ids].numpy())
 
     envs.run_halves(run_half)  # one half steps while the other half's actions are computed
-    logits, values = outputs[..., :-1].contiguous(), outputs[..., -1].contiguous()
-    seen = dict(obs=obs, actions=actions, logits=logits, values=values)
+    seen = dict(obs=obs, actions=actions, logits=outputs[..., :-1], values=outputs[..., -1])
     return SimpleNamespace(**seen, next_obs=torch.from_numpy(envs.obs()), **envs.pop_steps())
 
 
@@ -275,7 +274,7 @@ def train(args, envs, run):
     act = graphed(partial(logits_and_value, agent), agent, args)
     step = graphed(partial(update, agent, adam, args), nn.ModuleList([agent, adam]), args)
     start = run.resume(agent=agent, adam=adam, envs=envs)
-    for games in envs.halves:  # captures a CUDA graph while there is one thread
+    for games in envs.halves:  # a GPU's graph of act() is captured before two threads call it
         act(torch.from_numpy(games.obs()).to(device))
     for iteration in range(start + 1, args.num_iterations + 1):
         # Rollout: N actors run pi_old for T steps
@@ -382,7 +381,7 @@ def graphed(function, learner, args):
     It may change the state of learner, a module, which capturing leaves as it was. Once captured
     it may be called by several threads. What it returns, no later call overwrites.
     """
-    torch.distributions.Distribution.set_default_validate_args(False)  # which reads values
+    torch.distributions.Distribution.set_default_validate_args(False)  # whose checks wait for a GPU
     if not args.compile or device_of(args).type != "cuda":
         return function
     graphs, one_at_a_time = {}, threading.Lock()
@@ -474,7 +473,7 @@ def make_env(args, video=False, num_envs=1, **kwargs):
             num_threads=min(num_envs, torch.get_num_threads()), **kwargs,
         )  # fmt: skip
 
-    with ThreadPoolExecutor(1) as thread:  # what it starts will not displace the network's threads
+    with ThreadPoolExecutor(1) as thread:  # only the emulators are to run as batch, not this thread
         return thread.submit(begin).result()
 
 
@@ -494,7 +493,8 @@ class Games:
 
     A checkpoint keeps the actions since each game was last seeded, the tape, and resuming plays
     them again. To bound the tape, a game that ends tape_length steps or more after its last seed
-    is seeded again. That loads it anew, 70 ms; others go on with the emulator's generators.
+    is seeded again, which loads the ROM anew, 70 ms. After a shorter one the next game goes on with
+    the emulator's own random numbers.
     """
 
     tape_length = 8192
@@ -529,6 +529,8 @@ class Games:
 
     def seed(self, mask):
         """Starts games under mask [n] from seeds that depend on (seed, id, seedings) alone."""
+        if not mask.any():
+            return
         key = [(self.args.seed, self.ids.start + i, self.seedings[i]) for i in np.flatnonzero(mask)]
         seeds = np.array([np.random.SeedSequence(k).generate_state(1)[0] for k in key])
         options = {"reset_mask": mask}
@@ -536,8 +538,6 @@ class Games:
 
     def seed_again(self, mask):
         """Starts games under mask [n] anew, each from its next seed."""
-        if not mask.any():
-            return
         self.starts[mask] = len(self.tape)
         self.seedings[mask] += 1
         self.lengths[mask] = self.returns[mask] = 0
@@ -561,7 +561,7 @@ class Games:
             try:
                 obs, rewards, terminated, truncated, info = self.envs.recv()
             except Exception as error:
-                raise Stop(1, f"{self.args.env_id} failed in step: {error!r}") from error
+                raise Stop(1, f"{self.args.env_id} failed in step", error) from error
             self.see(obs, info)
             done = terminated | truncated
             self.steps.append((rewards.copy(), done, lives_before, self.lives))
@@ -612,8 +612,7 @@ class Games:
         for t, actions in enumerate(self.tape, 1):
             obs, _, _, _, info = self.envs.step(actions.astype(np.int64))
             self.see(obs, info)
-            if (self.starts == t).any():
-                self.seed(self.starts == t)
+            self.seed(self.starts == t)
         differs = (self.screens != screens).any((1, 2, 3))
         for i in np.flatnonzero(differs):
             show(f"game {self.ids.start + i} is not deterministic; it was restarted")
@@ -638,9 +637,9 @@ class Envs:
             games.close()
 
     def run_halves(self, function):
-        """function(games) of both halves at once, with half of PyTorch's threads for each."""
+        """function(games) of all halves at once, with an equal share of PyTorch's threads."""
         num_threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, num_threads // 2))
+        torch.set_num_threads(max(1, num_threads // len(self.halves)))
         list(self.threads.map(function, self.halves))
         torch.set_num_threads(num_threads)
 
@@ -756,7 +755,7 @@ class Run:
         self.track()
 
     def take_signals(self):
-        """Takes over Ctrl-C and SIGTERM, as an environment may have done."""
+        """Takes over Ctrl-C and SIGTERM, again after an environment may have taken them."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
 
@@ -855,8 +854,8 @@ class Run:
         """
         args, now, middle = self.args, time.perf_counter(), self.rollout_end
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
-        self.check(iteration, **metrics, **modules)  # sets rollout_end once more
-        self.seconds += now - self.last_time  # with the last checkpoint, but not its film
+        self.check(iteration, **metrics, **modules)  # overwrites rollout_end, kept as middle
+        self.seconds += now - self.last_time  # with the last checkpoint's writing, without films
         self.last_time = now
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
         row |= dict(rollout_seconds=middle - self.begun, update_seconds=now - middle, **metrics)
@@ -864,12 +863,13 @@ class Run:
             self.add("metrics.csv", *row)
         self.add("metrics.csv", *row.values())
         self.track(row | {"episodic_return": self.score()})
-        done, before = (x / args.total_timesteps for x in (step, self.last_step))
-        if last or int(20 * done) > int(20 * before):
+        total = args.total_timesteps
+        done, before = 1.0 if last else step / total, self.last_step / total
+        if int(20 * done) > int(20 * before):
             left = int(self.seconds / done * (1 - done))
             text = f"{done:4.0%}  return {self.score():.1f}  {row['sps']:,} steps/s"
             show(f"{text}  {left // 60}:{left % 60:02} left")
-        if args.capture_video and (last or int(10 * done) > int(10 * before)):
+        if args.capture_video and int(10 * done) > int(10 * before):
             self.film(step)
         self.take_signals()
         self.last_step = step
@@ -927,13 +927,13 @@ def play(args, agent, seed, video=None, stop=lambda: False):
     try:
         for t in count():
             obs = torch.from_numpy(games.obs()).to(device)
-            screen = camera.obs() if camera else None
             if games.episodes or stop():
                 break
             logits = logits_and_value(agent, obs)[:, :-1].cpu().numpy()
             action = (logits + rng.gumbel(size=logits.shape)).argmax(-1)  # a sample of pi
             games.send(action)
             if camera and len(frames) < 500:
+                screen = camera.obs()
                 if t % 2 == 0:
                     image = Image.fromarray(screen.reshape(210, 160, 3))
                     frames.append(image.quantize(method=Image.Quantize.FASTOCTREE))  # few colours

@@ -707,7 +707,7 @@ class Run:
         self.track()
 
     def take_signals(self):
-        """Takes over Ctrl-C and SIGTERM, as an environment may have done."""
+        """Takes over Ctrl-C and SIGTERM, again after an environment may have taken them."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.on_signal)
 
@@ -806,8 +806,8 @@ class Run:
         """
         args, now, middle = self.args, time.perf_counter(), self.rollout_end
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
-        self.check(iteration, **metrics, **modules)  # sets rollout_end once more
-        self.seconds += now - self.last_time  # with the last checkpoint, but not its film
+        self.check(iteration, **metrics, **modules)  # overwrites rollout_end, kept as middle
+        self.seconds += now - self.last_time  # with the last checkpoint's writing, without films
         self.last_time = now
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
         row |= dict(rollout_seconds=middle - self.begun, update_seconds=now - middle, **metrics)
@@ -815,12 +815,13 @@ class Run:
             self.add("metrics.csv", *row)
         self.add("metrics.csv", *row.values())
         self.track(row | {"episodic_return": self.score()})
-        done, before = (x / args.total_timesteps for x in (step, self.last_step))
-        if last or int(20 * done) > int(20 * before):
+        total = args.total_timesteps
+        done, before = 1.0 if last else step / total, self.last_step / total
+        if int(20 * done) > int(20 * before):
             left = int(self.seconds / done * (1 - done))
             text = f"{done:4.0%}  return {self.score():.1f}  {row['sps']:,} steps/s"
             show(f"{text}  {left // 60}:{left % 60:02} left")
-        if args.capture_video and (last or int(10 * done) > int(10 * before)):
+        if args.capture_video and int(10 * done) > int(10 * before):
             self.film(step)
         self.take_signals()
         self.last_step = step

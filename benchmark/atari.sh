@@ -4,7 +4,7 @@
 #     python benchmark/report.py atari
 #     GAMES=KungFuMaster SEEDS=2 STEPS=1000000 bash benchmark/atari.sh     shorter runs, kept apart
 #     python benchmark/report.py atari/1000000
-# A run of ACER takes 0.1 to 0.6 GB of disk while it lasts (Yars' Revenge: 1.4).
+# While it lasts, a run of ACER takes 0.1 to 0.6 GB (Yars' Revenge: 1.4) in TMPDIR and in runs/ each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -15,9 +15,9 @@ the end.
 
 Finished and diverged runs are skipped; the others go on from the last checkpoint that came back,
 bit for bit. A run that fails is tried once more, unless its command is wrong, then listed with the
-end of its log; all of the log is in DIR.log. Ctrl-C or SIGTERM lets every run write a checkpoint,
-fetches it and ends; a second one does not wait. Exit code: 0 all finished or diverged, 1 some
-failed, 2 bad usage, 130, 143 or 129 stopped.
+end of its log; all of the log is in DIR.log. Ctrl-C, SIGTERM or SIGHUP lets every run write a
+checkpoint, for a minute at most, fetches it and ends; a second one does not wait. Exit code: 0 all
+finished or diverged, 1 some failed, 2 bad usage, 130, 143 or 129 stopped.
 """
 
 import argparse
@@ -38,10 +38,10 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
     import ray
@@ -50,9 +50,9 @@ except ImportError:
 
 LOST_WORKERS = 10  # that one run survives
 TICK = 1.0  # seconds between two looks at a run, and at the sweep
-# Written in this order and read in the opposite one, a run directory that is copied while it
-# grows, or whose copying is cut short, is one that its script goes on with.
-LAST_FILES = ("args.json", "metrics.csv", "agent.pt", "checkpoint.pt", "summary.json")
+# The order in which the files of a run directory are written; they are read in the opposite one.
+# So a copy made while it grows, or cut short, is one that its script goes on with. None: others.
+ORDER = ("args.json", ".py", None, "metrics.csv", "agent.pt", "checkpoint.pt", "summary.json")
 GUARD = """
 import os, shutil, sys
 if os.fork():
@@ -67,9 +67,8 @@ shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 def write_order(name):
-    if name in LAST_FILES:
-        return LAST_FILES.index(name)
-    return 0.3 if name.endswith(".py") else 0.6
+    name = ".py" if name.endswith(".py") else name
+    return ORDER.index(name if name in ORDER else None)
 
 
 def write(directory, files):
@@ -105,7 +104,7 @@ def read_new(directory, seen):
                 files[name] = (directory / name).read_bytes()
                 seen[name] = stat.st_mtime_ns, stat.st_size
 
-    first = LAST_FILES[:0:-1]  # a checkpoint before a look at what it needs
+    first = ORDER[:2:-1]  # a checkpoint before a look at what it needs
     for name in first:
         read(name)
     names = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
@@ -119,7 +118,7 @@ def read_new(directory, seen):
 
 
 def lock(directory, file=None):
-    """Keeps other launchers out of a directory, as long as the result, a number, is not closed.
+    """Keeps other launchers out of a directory until its result, a file descriptor, is closed.
 
     Raises BlockingIOError if one is in, or a script that has locked file."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -235,9 +234,9 @@ class Coordinator:
         self.crashes[run_dir] += 1
         return self.crashes[run_dir] < 2
 
-    def state(self, stop=False):
-        """{run directory: fraction done} of what is running."""
-        self.stopping = self.stopping or stop
+    def state(self, stop):
+        """What is running, {run directory: fraction done}. stop: all of it is to end."""
+        self.stopping = stop
         return self.running
 
 
@@ -382,17 +381,12 @@ def without_listed(commands, path):
     return {r: c for r, c in commands.items() if PurePosixPath(r).parts[-3:] not in listed}
 
 
-def format_duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
 class Display:
     """A line for every run that ends, and one that says where the sweep stands."""
 
-    def __init__(self, total, done, unfinished):
+    def __init__(self, total, done, partly):
         self.total, self.done = total, done
-        self.work_before = done + unfinished  # in runs
+        self.work_before = done + partly  # in runs: what was done before
         self.start, self.last_print = time.monotonic(), 0.0
         self.terminal = sys.stdout.isatty()
 
@@ -409,7 +403,7 @@ class Display:
         text = f"{self.done}/{self.total} runs, {len(running)} running, {work / self.total:.1%}"
         if work > self.work_before:
             left = (self.total - work) * seconds / (work - self.work_before)
-            text += f", {format_duration(left)} left"
+            text += f", {timedelta(seconds=round(left))} left"
         if self.terminal:
             print(f"\r{text:79}", end="", flush=True)
         elif seconds - self.last_print > 60:
@@ -417,7 +411,7 @@ class Display:
             print(text, flush=True)
 
     def end(self):
-        took = format_duration(time.monotonic() - self.start)
+        took = timedelta(seconds=round(time.monotonic() - self.start))
         self.line(f"{self.done} of {self.total} runs done in {took}")
 
 
@@ -495,8 +489,8 @@ def result(ref):
 
 def sweep(args, commands):
     """Runs what is left of commands. Returns the exit code."""
-    done = [r for r, command in commands.items() if is_done(r, command)]
-    unfinished = {r: command for r, command in commands.items() if r not in set(done)}
+    unfinished = {r: command for r, command in commands.items() if not is_done(r, command)}
+    done = [r for r in commands if r not in unfinished]
     print(f"{len(commands)} runs, {len(done)} of them done before", flush=True)
     if stale := [r for r in done if not same_script(r, commands[r])]:
         print(f"{len(stale)} of these by another version of the script, such as {stale[0]}")
@@ -522,7 +516,7 @@ def sweep(args, commands):
                 continue
             if status not in ("finished", "diverged") and not stopped:
                 failed[run_dir] = text
-            display.ended(run_dir, status, text.splitlines()[0] if text else "")
+            display.ended(run_dir, status, text.partition("\n")[0])
         running = ray.get(coordinator.state.remote(stop=bool(stopped)))
         running = {r: running[r] for r in running.keys() & set(pending.values())}
         display.state(running)
@@ -546,7 +540,7 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, help="runs at a time on this machine; default: cores")
+    where.add_argument("--workers", type=int, help="runs at a time here; default: cores / --cpus")
     where.add_argument("--address", help="HOST:PORT of a Ray cluster, or auto")
     parser.add_argument("--cpus", type=float, default=1, help="cores, and threads, of a run")
     parser.add_argument("--gpus", type=float, default=0, help="of a run; 0.25: four runs share one")

@@ -66,7 +66,7 @@ def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--algorithm", choices=SCRIPTS, default="ppo")
     p.add_argument("--atari", dest="algorithm", action="store_const", const="atari")
-    p.add_argument("--command", action="append", metavar="NAME=COMMAND", help="instead; see above")
+    p.add_argument("--command", action="append", metavar="NAME=COMMAND", help="time it instead")
     p.add_argument("--tasks", nargs="+", help="default: the paper's seven, or Breakout")
     p.add_argument("--num-envs", type=int, default=8, help="games of Atari at once")
     p.add_argument("--steps", type=float, help="cut to whole iterations; default: 1e6, Atari 1e7")
@@ -75,7 +75,7 @@ def parse_args():
     p.add_argument("--repeats", type=int, default=1)
     p.add_argument("--cores", type=int, default=1)
     p.add_argument("--cuda", action="store_true", help="let every program of Atari use the GPU")
-    p.add_argument("--no-bf16", action="store_true", help="not ours with --bf16: needs AVX-512")
+    p.add_argument("--no-bf16", action="store_true", help="no ours with --bf16 (for AVX-512)")
     p.add_argument("--sb3", action="store_true", help="Stable-Baselines3, or sb3-contrib")
     p.add_argument("--cleanrl", type=Path, metavar="CHECKOUT", help="CleanRL (gymnasium 0.29)")
     p.add_argument("--leanrl", type=Path, metavar="CHECKOUT", help="LeanRL (gymnasium 0.29)")
@@ -95,7 +95,7 @@ def parse_args():
             p.error(f"--{name.replace('_', '-')} must be at least {3 * args.batch}")
     if args.repeats < 1 or not 1 <= args.cores <= cores():
         p.error(f"--repeats must be at least 1, and --cores from 1 to {cores()}")
-    if args.out and args.out.exists():
+    if args.out and (args.out.exists() or args.out.with_suffix(".md").exists()):
         p.error(f"--out {args.out}: exists, and nothing is overwritten")
     if args.algorithm in ("trpo", "a2c") and (args.cleanrl or args.leanrl):
         p.error(f"--algorithm {args.algorithm}: only --sb3 has it")
@@ -112,12 +112,11 @@ def programs(args):
     device, games = ["--cuda" if args.cuda else "--no-cuda"], ["cv2", "ale_py"] * atari
     flags = dict(  # where our defaults are not what the others do
         ppo=["--max-grad-norm", 0.5],
-        atari=["--max-grad-norm", 0.5, "--num-envs", size, "--minibatch-size", size * 32, *device],
-        trpo=["--num-steps", 2048, "--norm-reward", "--gamma", 0.99, "--gae-lambda", 0.95],
-        a2c=["--num-envs", 16, "--num-steps", 5],
+        atari=["--num-envs", size, "--minibatch-size", size * 32, *device],
+        trpo=["--norm-reward", "--gamma", 0.99, "--gae-lambda", 0.95],
     )
     words = [sys.executable, ROOT / SCRIPTS[args.algorithm], *line, "--run-dir", "{run}"]
-    words += flags[args.algorithm]
+    words += flags.get(args.algorithm, [])
     found = {"ours": Program(words, ["torch", "tyro"], True, "{}" if atari else task)}
     if atari and not args.no_bf16:
         found["ours bf16"] = found["ours"]._replace(words=[*words, "--bf16"])
@@ -149,7 +148,8 @@ def programs(args):
 
 def split_name(text):
     name, equals, command = text.partition("=")
-    if not equals or " " in name or set(re.findall(r"{(\w*)}", command)) - PLACES:
+    wrong = " " in name or set(re.findall(r"{(\w*)}", command)) - PLACES
+    if not equals or wrong or len(command.split()) < 2:
         raise ValueError(f"--command must be NAME=COMMAND with {{task}} and the like, not {text}")
     return name, command
 
@@ -224,7 +224,8 @@ def measure(name, program, task, repeat, work, args):
     env |= {"PYTHONPATH": str(program.path)} if program.path else {}
     code, wall, usage, ends, tail = run(words, args, cwd, env)
     if code:
-        return print(f"{name}, {task}: exit code {code}:\n{tail}", file=sys.stderr)
+        print(f"{name}, {task}: exit code {code}:\n{tail}", file=sys.stderr)
+        return None
     row = dict(repeat=repeat, task=task, program=name, steps=args.steps, steps_run=steps)
     row |= dict(seconds=wall, wall_s=wall, cpu_s=usage.ru_utime + usage.ru_stime)
     row["peak_mib"] = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -273,7 +274,8 @@ def tables(data):
 
     def spread(task, name):
         values = ratios.loc[task, name].dropna() if name != first else []
-        return " / ".join(dict.fromkeys(f"{x:.2f}" for x in values))
+        texts = [f"{x:.2f}" for x in values]
+        return " / ".join(texts if len(set(texts)) > 1 else texts[:1])
 
     lines.insert(2, "ratio", list(map(spread, lines.task, lines.program)))
     by_task = by_run.groupby("task").median()

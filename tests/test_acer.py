@@ -530,7 +530,7 @@ def test_killed_run_ends_with_the_same_bytes(rival, tmp_path):
     "rival, argv, words",
     [
         (a2c_atari, "--num-steps 0", "--num-steps 0 must be"),
-        (a2c_atari, "--total-timesteps 70", "--num-steps 5 80"),
+        (a2c_atari, "--total-timesteps 70", "--total-timesteps 70 80"),
         (a2c_atari, "--clip-coef 0.1", "--clip-coef"),
         (acer, "--total-timesteps 300", "--total-timesteps 300 16 * 20"),
         (acer, "--buffer-size 19", "--buffer-size 19 --num-steps 20"),

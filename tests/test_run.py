@@ -74,6 +74,15 @@ def finished(tmp_path_factory):
     return run
 
 
+def test_progress_ends_with_all(tmp_path):
+    """Also where the steps are no multiple of a batch, and the rest of them is not run."""
+    argv = ["1000" if x == "1024" else x for x in TOY]
+    program = Program(ppo_continuous, tmp_path / "cwd", *argv)
+    assert program.wait() == 0, program.err
+    lines = [line for line in program.out.splitlines() if "steps/s" in line]
+    assert lines[-1].startswith("100%") and lines[-1].endswith("0:00 left")
+
+
 @pytest.fixture(scope="module")
 def whole_toy(finished):
     return results(finished(ppo_continuous) / "run")

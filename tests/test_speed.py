@@ -30,6 +30,13 @@ def test_tables():
     assert lines[-1] == "| Swimmer | ours | 5,000 | 1,000 | 500 | 300 | 100 | 450 |"
 
 
+def test_equal_ratios_are_all_shown():
+    more = "7,3,Hopper,ours,1000,10,100,False,280,1,1000,900,10,10,500,300,450\n"
+    more += "8,3,Hopper,sb3,1000,50,20,True,350,2,100,48,6,6,,,\n"
+    text = speed.tables(pd.read_csv(io.StringIO(ROWS + more)))
+    assert "| Hopper | sb3 | 2.50 / 5.00 / 5.00 |" in text
+
+
 @pytest.mark.parametrize("algorithm", speed.SCRIPTS)
 def test_programs_do_the_same_work(algorithm, monkeypatch, tmp_path):
     """Ours and Stable-Baselines3's take the same task and steps."""
@@ -49,7 +56,7 @@ def test_any_commands(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speed.py", *flags])
     found = speed.programs(speed.parse_args())
     assert found["a"].words == ["python", "a.py", "{steps}"] and [*found] == ["a", "b"]
-    for wrong in ("python a.py", "a=python a.py {what}"):
+    for wrong in ("python a.py", "a=python", "a=python a.py {what}"):
         with pytest.raises(ValueError, match="NAME=COMMAND"):
             speed.split_name(wrong)
 

@@ -68,8 +68,10 @@ class Args(A2c, ppo.Common):
     def __post_init__(self):
         ppo.check_numbers(self)
         size, total = self.batch_size, self.total_timesteps
-        if not 2 <= size <= total:
-            raise ValueError(f"--num-steps {self.num_steps}: a batch, {size}, must be 2 to {total}")
+        if size < 2:
+            raise ValueError(f"--num-steps {self.num_steps}: a batch must have at least 2 steps")
+        if total < size:
+            raise ValueError(f"--total-timesteps {total}: below a batch, {size}")
         if not self.trust_region and (self.delta, self.average_decay) != (1.0, 0.99):
             raise ValueError("--delta and --average-decay need --trust-region")
 

@@ -1,4 +1,4 @@
-"""A2C, synchronous advantage actor-critic, for Atari games: the A2C of the PPO paper's Table 2.
+"""A2C, synchronous advantage actor-critic, for Atari games, as in the PPO paper's Tables 2, 6.
 
 Mnih et al. 2016, arXiv:1602.01783, in the synchronous form of openai/baselines. Games, network,
 rollout, run directory and command line are ppo_atari.py's.
@@ -12,7 +12,7 @@ Each iteration
     estimates advantages, n-step returns less V, the PPO paper's eq. 10              estimate()
     takes one step of RMSProp up its eq. 9, with L^PG, eq. 2, for L^CLIP             update()
 
-Settings: baselines' of 2017; the paper prints none of its own. (+) marks what is not there.
+Settings: baselines' of 2017; the paper prints none of its own.
 Shapes: T num_steps, N num_envs, B = T*N.
 """
 
@@ -58,8 +58,10 @@ class Args(A2c, ppo.Common):
     def __post_init__(self):
         ppo.check_numbers(self)
         size, total = self.batch_size, self.total_timesteps
-        if not 2 <= size <= total:
-            raise ValueError(f"--num-steps {self.num_steps}: a batch, {size}, must be 2 to {total}")
+        if size < 2:
+            raise ValueError(f"--num-steps {self.num_steps}: a batch must have at least 2 steps")
+        if total < size:
+            raise ValueError(f"--total-timesteps {total}: below a batch, {size}")
 
 
 METRICS = ("policy_objective", "value_loss", "entropy")
@@ -86,7 +88,7 @@ def train(args, envs, run):
     act = graphed(partial(logits_and_value, agent), agent, args)
     step = graphed(partial(update, agent, rmsprop, args), nn.ModuleList([agent, rmsprop]), args)
     start = run.resume(agent=agent, rmsprop=rmsprop, envs=envs)
-    for games in envs.halves:  # a CUDA graph is captured while there is one thread
+    for games in envs.halves:  # a GPU's graph of act() is captured before two threads call it
         act(torch.from_numpy(games.obs()).to(device))
     for iteration in range(start + 1, args.num_iterations + 1):
         batch = rollout(args, envs, act, ppo.generator(args.seed, iteration))

@@ -1,4 +1,4 @@
-"""ACER, actor-critic with experience replay, for Atari games: the ACER of the PPO paper's Table 6.
+"""ACER, actor-critic with experience replay, for Atari, as in the PPO paper's Tables 2, 6.
 
 Wang et al. 2016, arXiv:1611.01224, algorithm 2; Retrace: Munos et al. 2016, arXiv:1606.02647.
 Games, rollout, run directory and command line are ppo_atari.py's; the network has its layers, but
@@ -22,7 +22,8 @@ Settings: baselines' of November 2017; the paper prints none. As there, 1e-6 is 
 denominators and in logarithms (but not in the projection), and a game that a time limit cuts counts
 as ended.
 Shapes: T num_steps, N num_envs, A number of actions; mu, pi, q [T, N, A].
-Until it has finished, a run's replay takes 0.1 to 0.6 GB of its directory (Yars' Revenge: 1.4).
+Until it has finished, a run's replay takes 0.1 to 0.6 GB of its directory (Yars' Revenge: 1.4); a
+run that diverges keeps it.
 """
 
 import sys
@@ -95,7 +96,7 @@ class QAgent(Agent):
 
     def pi_and_q(self, obs):
         """Probabilities and Q values of actions, both [B, A], from obs [B, 84, 84, 4]."""
-        pi, q = super().forward(obs)
+        pi, q = super().forward(obs)  # whose squeeze(-1) does nothing to Q
         return pi.probs, q
 
     def forward(self, obs):
@@ -145,7 +146,7 @@ def update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu):
     with torch.no_grad():
         q_ret = retrace(rewards, dones, q_taken, values[:-1], values[-1], ratio, args.gamma)
         average_pi = average.pi_and_q(obs[:-1].flatten(0, 1))[0].view_as(pi)
-    free_pi = pi.detach().requires_grad_()  # g and k are gradients in probabilities, not logits
+    free_pi = pi.detach().requires_grad_()  # a leaf: g and k of eq. 12 are in pi, not in logits
     gain = policy_objective(free_pi, actions, mu, q.detach(), q_ret, args.truncation)
     entropy = -(free_pi * (free_pi + EPS).log()).sum(-1)
     kl = (average_pi * ((average_pi + EPS).log() - (free_pi + EPS).log())).sum(-1)
@@ -176,7 +177,7 @@ def train(args, envs, run):
     act = graphed(partial(logits_and_value, agent), agent, args)
     step = graphed(partial(update, *learner, args), learner, args)
     start = run.resume(agent=agent, average=average, rmsprop=rmsprop, replay=replay, envs=envs)
-    for games in envs.halves:  # a CUDA graph is captured while there is one thread
+    for games in envs.halves:  # a GPU's graph of act() is captured before two threads call it
         act(torch.from_numpy(games.obs()).to(device))
     for iteration in range(start + 1, args.num_iterations + 1):
         rng = ppo.generator(args.seed, iteration)
@@ -192,7 +193,6 @@ def train(args, envs, run):
                 metrics.append(step(*replay.sample(rng)))
         row = dict(zip(METRICS, torch.stack(metrics).mean(0).tolist()), updates=len(metrics))
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
-        del batch, obs  # frees memory for the next rollout
     replay.remove()
     return agent
 

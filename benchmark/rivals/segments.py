@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from ppo_atari import Stop, device_of
 
-COMPRESSION = 5  # size before / after of the worst game, Yars' Revenge; others have 11 or more
+COMPRESSION = 5  # by this the worst game, Yars' Revenge, shrinks; all others by 11 or more
 
 
 def restack(frames, begins):
-    """obs [T + 1, 84, 84, 4] from frames [T + 4, 84, 84]; begins[t] says that obs[t + 1] begins a
-    game. Frames from before a game are 0."""
+    """obs [T + 1, 84, 84, 4] from frames [T + 4, 84, 84].
+
+    begins[t] says that obs[t + 1] is the first of a game: the frames from before it are 0.
+    """
     obs = np.stack([frames[i : len(frames) - 3 + i] for i in range(4)], -1)
     for t in np.flatnonzero(begins) + 1:
         for age in range(3):
@@ -52,9 +54,9 @@ class Segments:
         """Raises Stop(2) unless the replay will fit the disk."""
         files = min(self.most + 2 * self.args.checkpoint_every, self.args.num_iterations)
         needed = files * self.args.num_envs * self.record.itemsize / COMPRESSION / 1e9
-        needed -= sum(path.stat().st_size for path in self.path(1).parent.glob("*.zip")) / 1e9
-        folders = self.path(1), *self.path(1).parents
-        free = shutil.disk_usage(next(x for x in folders if x.is_dir())).free / 1e9
+        if self.args.run_dir:  # which has what is not needed any more
+            needed -= sum(x.stat().st_size for x in self.path(1).parent.glob("*.zip")) / 1e9
+        free = shutil.disk_usage(next(x for x in self.path(1).parents if x.is_dir())).free / 1e9
         if needed > free:
             text = f"may need {needed:,.1f} GB of disk, {free:,.1f} GB are free"
             raise Stop(2, f"--buffer-size {self.args.buffer_size}: {text}")
@@ -87,7 +89,7 @@ class Segments:
     def state_dict(self):
         """Before a checkpoint: brings new files to the disk, removes those that none can need."""
         for i in range(self.saved + 1, self.iteration + 1):
-            with open(self.path(i), "rb") as file:
+            with open(self.path(i), "rb+") as file:  # Windows brings no other to the disk
                 os.fsync(file.fileno())
         for path in self.path(1).parent.glob("*.zip"):
             if int(path.stem) < self.window(self.saved).start:
