@@ -2,12 +2,13 @@
 # Is it the exploration noise that makes the clip learn where the penalties do not? On Ant and
 # Humanoid, 1M steps each, seeds first:
 #   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
-#     out of its reach, or held at 0; the others with log std as the clip's runs had it
+#     out of its reach, or held at 0; the others with log std as the clip's runs had it (held-out)
 #   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows
-#   - other values of epsilon and beta on Ant, 3 seeds
-#   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds
+#     (held-out/log-std; a task TASK@START)
+#   - other values of epsilon and beta on Ant, 3 seeds (held-out/range)
+#   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds (table1/log-std)
 #     bash benchmark/log_std.sh [flags of launch.py]           after held_out.sh, and its page
-#     python benchmark/report.py held-out/log-std
+#     python benchmark/report.py held-out/log-std              and so on
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -83,8 +84,8 @@ END
   echo "$found"
 }
 
-run() {  # setting, task, seed, command
-  echo python "${@:4}" --env-id "$2" --seed "$3" --run-dir "runs/held-out/log-std/$1/$2/$3"
+run() {  # page, setting, task, seed, command
+  echo python "${@:5}" --env-id "${3%@*}" --seed "$4" --run-dir "runs/$1/$2/$3/$4"
 }
 
 ant=$(points Ant)
@@ -95,24 +96,24 @@ for seed in $(seq "${SEEDS:-3}"); do
     for line in "${COPIES[@]}"; do
       read -r setting command <<< "$line"
       [[ "$setting" != *-of-clip ]] || command+=" --log-std '$std'"
-      run "$setting" "$task" "$seed" "runs/log-std-copies/$command"
+      run held-out "$setting" "$task" "$seed" "runs/log-std-copies/$command"
     done
   done
   for start in -1 -0.5 -1.5; do
     for line in "${ROWS[@]:0:$((seed > 1 ? 5 : 99))}"; do
       read -r setting command <<< "$line"
       for task in Ant Humanoid; do
-        run "$setting@$start" "$task" "$seed" "$command" --init-log-std "$start"
+        run held-out/log-std "$setting" "$task@$start" "$seed" "$command" --init-log-std "$start"
       done
     done
   done
   for line in "${RANGE[@]}"; do
     read -r setting command <<< "$line"
-    run "$setting@0" Ant "$seed" "$command"
+    run held-out/range "$setting" Ant "$seed" "$command"
   done
   for task in $SEVEN; do
     for start in -0.5 -1 -1.5; do
-      run "clip-0.2@$start" "$task" "$seed" ppo_continuous.py --init-log-std "$start"
+      run table1/log-std "log-std$start" "$task" "$seed" ppo_continuous.py --init-log-std "$start"
     done
   done
 done | python benchmark/launch.py "$@"

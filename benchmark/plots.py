@@ -27,6 +27,8 @@ STYLE = {  # a hue and a dash for each family, darker for more of its parameter
 }  # fmt: skip
 FAMILIES = {"no-clip": "no clipping", "clip": "clipping, ε", "fixed-kl": "fixed KL, β",
             "adaptive-kl": "adaptive KL, d_targ (thin line)"}  # fmt: skip
+LABELS = {"return": ("return of an episode", "linear"), "entropy": ("entropy", "linear"),
+          "kl_coef": ("β", "log")}  # fmt: skip
 
 
 def save(figure, path):
@@ -48,17 +50,18 @@ def family(setting):
     return next((f for f in FAMILIES if other.startswith(f)), None)
 
 
-def panel(ax, table, task, look, sweep, random=(), levels=()):
-    """Curves of one task: mean over seeds, and from the lowest to the highest."""
-    top, bottom = max(levels, default=-np.inf), np.inf
+def panel(ax, table, task, look, sweep, lines, random):
+    """Curves of one task: mean over seeds, and from the lowest to the highest; lines across."""
+    top, bottom = max([x for x, _ in lines], default=-np.inf), np.inf
     for s in (s for s in look if (s, task) in table):
         curve = table[s, task].rolling(sweep.width, center=True, min_periods=1).mean()
         x, low, high = curve.index / 1e6, curve.min(axis=1), curve.max(axis=1)
         ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.1, linewidth=0)
         ax.plot(x, curve.mean(axis=1), linewidth=2.2 if s == "clip-0.2" else 1.3, **look[s])
         top, bottom = max(top, high.max()), min(bottom, low.min())
-    floor = 2 * random[task] - top if task in random else -np.inf
-    if bottom < floor < top:  # else one that collapsed would flatten all others
+    for y, style in lines:
+        ax.axhline(y, **style)
+    if bottom < (floor := 2 * random - top) < top:  # else a collapse would flatten all others
         ax.set_ylim(floor, top + 0.05 * (top - floor))
         ax.text(0.02, 0.03, f"lowest: {bottom:,.0f}", transform=ax.transAxes,
                 bbox=dict(facecolor="white", alpha=0.85, edgecolor="none", pad=1.5))  # fmt: skip
@@ -68,92 +71,47 @@ def curves(path, sweep, column="return"):
     """Learning curves, a panel a task; rows for a family, with no clipping and 0.2 in each."""
     table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
-    tasks, groups = sweep.tasks, groups if len(groups) > 2 and not sweep.above else [""]
+    groups = groups if len(groups) > 2 else [""]
     lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
     gap = 3 * max(len(lines) - 1, 1)  # dashes of lines at the same height fill each other's gaps
     across = {name: dict(color=c, linestyle=(3 * i, (3, gap)))
               for i, (name, c) in enumerate(zip(lines, CYCLE[::-1]))}  # fmt: skip
-    last = [None] * (len(look) + len(lines) > 1)  # the panel of the legend
-    panels = len(tasks) + len(last)
+    scale, panels = LABELS[column][1], len(sweep.tasks) + 1  # the last is for the legend
     columns = 7 if panels > 8 else 3 if panels in (5, 6) else min(panels, 4)
-    count = -(-panels // columns)
-    last += [""] * (count * columns - panels)  # nothing
-    size = 2.6 * columns, 2.4 * count * len(groups)
-    figure, axes = plt.subplots(count * len(groups), columns, figsize=size, squeeze=False)
-    for ax, (group, task) in zip(axes.flat, product(groups, [*tasks, *last])):
+    rows = -(-panels // columns) * len(groups)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.4 * rows), squeeze=False)
+    for group, axs in zip(groups, axes.reshape(len(groups), -1)):
         shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "pg", "clip-0.2")]
         shown = {s: look[s] for s in shown}
-        if task is None:
-            names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
-                     for s, x in (shown | across).items()]  # fmt: skip
-            ax.legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
-        elif task:
-            levels, random = [x[task] for x in lines.values()], sweep.random if score else ()
-            panel(ax, table, task, shown, sweep, random, levels)
-            for name, x in lines.items():
-                ax.axhline(x[task], **across[name])
-            ax.set(title=task, xlabel="million steps")
-    for ax in axes.flat:
-        ax.axis("on" if ax.lines else "off")
-        ax.set_yscale("log" if column == "kl_coef" and ax.lines else "linear")
+        for ax, task in zip(axs, sweep.tasks):
+            levels = [(x[task], across[name]) for name, x in lines.items()]
+            panel(ax, table, task, shown, sweep, levels, sweep.random[task] if score else np.nan)
+            ax.set(title=task, xlabel="million steps", yscale=scale)
+        for ax in axs[panels - 1 :]:
+            ax.axis("off")
+        names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
+                 for s, x in (shown | across).items()]  # fmt: skip
+        axs[panels - 1].legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
     for ax in axes[:, 0]:
-        ax.set_ylabel("return of an episode" if score else LABELS[column])
-    save(figure, path)
-
-
-LABELS = {"entropy": "entropy", "kl_coef": "β"}
-
-
-def entropy(path, sweep):
-    """The same of the policy's entropy."""
-    curves(path, sweep, "entropy")
-
-
-def beta(path, sweep):
-    """The same of the penalty's coefficient."""
-    curves(path, sweep, "kl_coef")
-
-
-def log_std(path, sweep, cells, names):
-    """Scores by the log std at the start: all rows on Ant and Humanoid, ε = 0.2 on the others."""
-    means, tasks = cells.map(lambda x: x[0], "ignore"), list(cells.columns.levels[0])
-    clip = means.loc["clip-0.2"].unstack().sub(sweep.random.reindex(tasks), axis=0)
-    rows = means[sweep.tasks].dropna(thresh=len(sweep.tasks) + 1)
-    size = 4.2 * len(sweep.tasks) + 4.2, 4.8
-    figure, axes = plt.subplots(1, len(sweep.tasks) + 1, figsize=size)
-    for ax, task in zip(axes, sweep.tasks):
-        for s, look in looks(rows.index).items():
-            line = rows.loc[s, task].dropna()
-            ax.plot(line.index, line, marker=".", label=names[s], **look)
-        ax.set(title=task, ylabel="score")
-    for task, line in clip.drop(sweep.tasks).iterrows():
-        axes[-1].plot(line.index, line / line[0], marker=".", label=task)
-    axes[-1].set(title="clipping, ε = 0.2", ylabel="score, relative to that of 0")
-    axes[-1].legend(fontsize=8)
-    for ax in axes:
-        ax.set_xlabel("log std at the start")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        ax.set_ylabel(LABELS[column][0])
     save(figure, path)
 
 
 def scores(path, labels, columns, paper=None):
-    """A row a label: {name: [S, 3]} as dots with intervals beside the paper's [S], or as bars."""
+    """A row a label: {name: [S, 3]} as bars with intervals, beside the paper's [S]."""
     figure, ax = plt.subplots(figsize=(8, 0.45 * len(labels) + 1.3))
     shifts = np.linspace(-0.18, 0.18, len(columns))
     for (name, found), colour, shift in zip(columns.items(), CYCLE, shifts):
-        y, dark = np.arange(len(labels)) + shift, "#333333" if paper is None else colour
-        if paper is None:
-            ax.barh(y, found[:, 0], 0.36, color=colour, label=name)
-        else:
-            ax.plot(found[:, 0], y, "o", color=colour, label=name)
-        ax.hlines(y, found[:, 1], found[:, 2], color=dark, linewidth=2)
+        y = np.arange(len(labels)) + shift
+        ax.barh(y, found[:, 0], 0.36, color=colour, label=name)
+        ax.hlines(y, found[:, 1], found[:, 2], color="#333333", linewidth=2)
     if paper is not None and paper.notna().any():
         ax.plot(paper, range(len(labels)), "kD", markersize=5, label="paper")
     first = next(iter(columns.values()))[:, 0]
     if np.nanmin(first) < -1:  # else one row would flatten all others
         ax.set_xlim(-1, 1.15)
         for y in np.flatnonzero(first < -1):
-            ax.text(-0.98, y, f"← {first[y]:,.0f}", va="center")
+            ax.text(-0.98, y, f"← {first[y]:,.0f}", va="center", color="white")
     ax.set_xlabel("mean normalised score (random policy 0, best result 1)")
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
@@ -171,13 +129,12 @@ def kl(path, sweep):
         for s in (s for s in look if family(s) == name):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
             low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
-            short = name in ("clip", "fixed-kl", "adaptive-kl") and s.startswith(name)
-            label = s.removeprefix(f"{name}-") if short else sweep.label[s].split(",")[0]
-            x, label = middle.index / 1e6, label if name else sweep.label[s]
+            label = sweep.label[s].removeprefix(f"{FAMILIES.get(name, '').partition(' (')[0]} = ")
+            x = middle.index / 1e6
             ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.12, linewidth=0)
             ax.plot(x, middle, label=label, **look[s])
             if name == "adaptive-kl":
-                ax.axhline(float(label.split("-")[0]), color=look[s]["color"], linewidth=0.8)
+                ax.axhline(float(s.split("-")[2]), color=look[s]["color"], linewidth=0.8)
         ax.set(title=FAMILIES.get(name, ""), yscale="log", xlabel="million steps")
         place = dict(loc="upper center", ncols=3, columnspacing=1, handlelength=1.4, fontsize=8)
         place |= dict(frameon=True, edgecolor="none", framealpha=0.9)

@@ -1,12 +1,9 @@
 """Turns the runs of a sweep into benchmark/results/NAME/: two CSV files, README.md and pictures.
 
-    python benchmark/report.py mujoco
-
-reads runs/mujoco/SETTING/TASK/SEED/, if it is there, and what runs.csv has of other runs.
-
-A page is answer.md, which a person writes: a question as title, and the answer. Then come the
-tables and pictures that PAGES lists, how it was made, details, and other files such as notes.md. A
-folder within it with CSV files of its own is a section. labels.csv orders and names the settings.
+`python benchmark/report.py NAME` reads the ended runs in runs/NAME/SETTING/TASK/SEED/, if there are
+any, and what runs.csv has of others. A page is answer.md, by hand: a question as title, the answer.
+Then come the tables and pictures of PAGES, how it was made, and other files such as notes.md. A
+folder within it with CSV files is a section. labels.csv orders and names the settings.
 """
 
 import argparse
@@ -19,21 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plots
+import stats
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-import plots  # noqa: E402
-import stats  # noqa: E402
-
 KEY = ["setting", "task", "seed"]
-ENDED = "finished", "diverged"
 METRICS = {"score": "last 100 episodes", "score_all": "all of training"}
-HELD_OUT = "Ant", "Humanoid"
 
 
 def read(path):
     """A CSV file as a DataFrame of text, just as it was written; empty if there is none."""
-    there = path.exists() and path.stat().st_size
+    there = path.exists()
     return pd.read_csv(path, dtype=str, keep_default_na=False) if there else pd.DataFrame()
 
 
@@ -45,28 +38,29 @@ def write(path, rows):
 
 
 def collect(folder):
-    """DataFrames of runs.csv and curves.csv from folder/SETTING/TASK/SEED/.
+    """DataFrames of runs.csv and curves.csv from the runs of folder/SETTING/TASK/SEED/ that ended.
 
     Raises ValueError for a directory that is none of a run.
     """
     runs, curves = [], []
-    for path in sorted(folder.glob("*/*/*/args.json")):
+    for path in sorted(folder.glob("*/*/*/summary.json")):
         key = dict(zip(KEY, path.parent.relative_to(folder).parts))
         try:
             row, points = collect_run(path.parent)
-            runs.append(key | row | {"seed": str(int(key["seed"]))})
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            text = f"{path.parent}: not a run's directory: {type(error).__name__}: {error}"
-            raise ValueError(text) from error
-        curves.append(pd.DataFrame(key, points.index).join(points))
+            row = key | row | {"seed": str(int(key["seed"]))}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path.parent}: not a run's directory: {error!r}") from error
+        if row["status"] in ("finished", "diverged"):
+            runs.append(row)
+            curves.append(pd.DataFrame(key, points.index).join(points))
+        else:
+            print(f"not counted: {path.parent}, {row['status']}")
     return pd.DataFrame(runs), pd.concat(curves) if curves else None
 
 
 def collect_run(folder):
     """What runs.csv says of a run, and its curve()."""
-    args, summary = json.loads((folder / "args.json").read_text()), {"status": "interrupted"}
-    if (folder / "summary.json").exists():
-        summary = json.loads((folder / "summary.json").read_text())
+    args, summary = (json.loads((folder / f"{x}.json").read_text()) for x in ("args", "summary"))
     names = "status", "score", "score_all", "episodes", "seconds", "sps", "global_step"
     row = {name: summary.get(name) for name in names} | {"status": summary["status"]}
     metrics = read(folder / "metrics.csv")
@@ -100,12 +94,8 @@ def curve(episodes, metrics, total):
     return points
 
 
-def merged(old, new, keep=()):
-    """new, and the rows of old that are of other runs: made elsewhere, or their directory gone.
-
-    keep: KEYs of runs that have ended in old and not in new, and stay as they were.
-    """
-    new = new[~new.set_index(KEY).index.isin(keep)]
+def merged(old, new):
+    """new, and the rows of old that are of other runs: made elsewhere, or their directory gone."""
     if len(old):
         old = old[~old.set_index(KEY).index.isin(new.set_index(KEY).index)]
     rows, number = pd.concat([old, new]), lambda x: x.astype(int) if x.name == "seed" else x
@@ -118,49 +108,42 @@ def known(name, *index):
 
 
 class Sweep:
-    """What the CSV files of a result directory hold, and the pictures to be drawn of it."""
+    """What the CSV files of a result directory hold."""
 
-    def __init__(self, folder, root, reference="", smooth=5, beside=False, above=()):
-        self.folder, self.root, self.width = folder, root, smooth
-        self.runs, self.pictures, self.beside = pd.read_csv(folder / "runs.csv"), [], beside
-        self.above = above  # settings that the page above has
-        self.done = self.data("runs").query("status in @ENDED")
+    def __init__(self, folder, root, reference="", smooth=5, beside=False):
+        self.folder, self.root, self.width, self.beside = folder, root, smooth, beside
+        self.runs = pd.read_csv(folder / "runs.csv")
         labels = known("labels", "setting")["label"]
-        there = sorted({s for s in self.done["setting"] if "@" not in s})  # for by_log_std()
+        there = sorted(set(self.runs["setting"]))
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
         self.label = {s: labels.get(s, s) for s in there}
         self.reference = reference if reference in there else next(iter(there), "")
-        self.tasks = sorted(set(self.done["task"][self.done["setting"].isin(there)]))
+        self.tasks = sorted(set(self.runs["task"]))
         atari = known("paper_atari", "game")
-        self.random = pd.concat([known("random_policy", "task")["score"], atari["random"]])
+        random = pd.concat([known("random_policy", "task")["score"], atari["random"]])
+        self.random = random.reindex([x.split("@")[0] for x in self.tasks]).set_axis(self.tasks)
         others = known("paper_mujoco", "task", "column")["score"].unstack(sort=False)
         atari = atari[["ppo", "a2c", "acer"]].rename(columns=lambda s: f"paper, {s.upper()}")
         self.others = pd.concat([others, atari]).reindex(self.tasks).dropna(axis=1)
 
-    def data(self, name):
-        """A CSV file of the folder, and what the page above has of the same."""
-        rows = pd.read_csv(self.folder / f"{name}.csv")
-        more = pd.read_csv(self.folder.parent / f"{name}.csv") if self.above else rows[:0]
-        return pd.concat([rows, more[more["setting"].isin(self.above)]])
-
     def table(self, column="score", common=True):
         """Settings x tasks of scores by seed; of the tasks that all settings have, or NaN there."""
-        scores = self.done[column].fillna(self.done["task"].map(self.random))
-        cells = scores.groupby([self.done["setting"], self.done["task"]]).apply(np.array)
+        scores = self.runs[column].fillna(self.runs["task"].map(self.random))
+        cells = scores.groupby([self.runs["setting"], self.runs["task"]]).apply(np.array)
         table = cells.unstack().reindex(list(self.label))
         return table.dropna(axis=1) if common else table
 
     def curves(self, column="return"):
         """{(setting, task): DataFrame of values, steps x seeds}."""
-        rows = self.data("curves")
+        rows = pd.read_csv(self.folder / "curves.csv")
         groups = rows.groupby(["setting", "task"]) if column in rows else ()
         return {key: x.pivot(index="step", columns="seed", values=column) for key, x in groups}
 
-    def picture(self, draw, *args):
-        """Markdown of the picture that draw(path, *args) will make."""
-        path = self.folder / f"{draw.__name__}.png"
-        self.pictures.append((draw, path, *args))
-        return f"![{path.stem}]({path.relative_to(self.root)})\n"
+    def picture(self, name, *args):
+        """Draws NAME.png, by plots.NAME or as curves of the column NAME. Markdown of it."""
+        path = self.folder / f"{name}.png"
+        getattr(plots, name, partial(plots.curves, column=name))(path, *args)
+        return f"![{name}]({path.relative_to(self.root)})\n"
 
 
 def short(x):
@@ -188,21 +171,10 @@ def table(columns, index, form="{:.2f}".format, corner=""):
     return markdown([corner, *columns], zip(index, *columns.values()))
 
 
-def write_page(folder, body):
-    """README.md of a result directory: its answer.md, body, and all other Markdown files of it."""
-    answer = folder / "answer.md"
-    others = sorted(set(folder.glob("*.md")) - {answer, folder / "README.md"})
-    parts = [answer.read_text() if answer.exists() else f"# {folder.name}\n", body]
-    parts += [path.read_text() for path in others]
-    (folder / "README.md").write_text("\n".join(parts))
-    print(folder / "README.md")
-
-
 def common_tasks(sweep):
     """Which tasks means are of, unless of all."""
-    there = sweep.table().columns
-    text = f"Means are of the tasks that every row has: {', '.join(there)}.\n\n"
-    return text * (len(there) < len(sweep.tasks))
+    text = f"Means are of the tasks that every row has: {', '.join(sweep.table())}.\n\n"
+    return text * (len(sweep.table().columns) < len(sweep.tasks))
 
 
 def how(name, sweep):
@@ -211,17 +183,16 @@ def how(name, sweep):
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
     names = (x.replace("-", "_") for x in (name.split("/")[-1], name.replace("/", "_")))
     scripts = [f"benchmark/{x}.sh" for x in names if (HERE / f"{x}.sh").exists()]
-    lines = [f"`SEEDS={runs['seed'].nunique()} bash {x}`" for x in scripts[:1]]
-    made = name if lines else name.split("/")[0]
-    lines = [", then ".join([*lines, f"`python benchmark/report.py {made}`"])]
+    made = [f"`SEEDS={runs['seed'].nunique()} bash {x}`" for x in scripts[:1]]
+    made += [f"`python benchmark/report.py {name if made else name.split('/')[0]}`"]
+    lines = [", then ".join(made)]
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
     lines += [f"the first: `{runs['command'].iloc[0].split(' --run-dir')[0]}`"]
     for title, column in (("commit", "git_commit"), ("on", "machine"), ("with", "versions")):
         found = " / ".join(sorted(set(runs[column].dropna()))) or "a machine not recorded"
         lines += [f"{title} {found}"]
-    for title, status in (("diverged", "diverged"), ("not counted", "interrupted|failed")):
-        found = runs[runs["status"].str.fullmatch(status)][KEY].astype(str).agg("/".join, axis=1)
-        lines += [f"{title}: {', '.join(found)}"] * bool(len(found))
+    diverged = runs[runs["status"] == "diverged"][KEY].astype(str).agg("/".join, axis=1)
+    lines += [f"diverged: {', '.join(diverged)}"] * bool(len(diverged))
     return "".join(f"- {line}\n" for line in lines)
 
 
@@ -241,21 +212,16 @@ def by_algorithm(sweep):
     return table(columns, sweep.tasks, short)
 
 
-def extremes(x):
-    """The lowest and the highest, of two or more."""
-    return (x.min(), x.max()) if len(x) > 1 else (np.nan, np.nan)
-
-
-def by_task(sweep, interval=extremes, paper=None):
-    """Means, below them ranges of seeds or what interval() makes, below those a paper's file's."""
+def by_task(sweep, interval=None, paper=None):
+    """Means, below them ranges of seeds or interval() of them, below those a paper's file's."""
+    ends = interval or (lambda x: (x.min(), x.max()) if len(x) > 1 else (np.nan, np.nan))
     paper = known(paper, "task", "setting")["score"].unstack() if paper else ()
-    rows = [["random policy", *sweep.random.reindex(sweep.tasks)]]
+    rows = [["random policy", *sweep.random]]
     for s, row in sweep.table(common=False).iterrows():
-        rows += [[sweep.label[s], *([x.mean(), *interval(x)] if np.ndim(x) else x for x in row)]]
+        rows += [[sweep.label[s], *([x.mean(), *ends(x)] if np.ndim(x) else x for x in row)]]
         rows += [["*in the paper*", *paper[s].reindex(sweep.tasks)]] if s in paper else []
     text = markdown(["", *sweep.tasks], [[cell(x, ends="<br>{} to {}") for x in y] for y in rows])
-    ends = "range over seeds" if interval is extremes else "95% interval"
-    return f"Mean score, and its {ends}.\n\n{text}"
+    return f"Mean score, and its {'95% interval' if interval else 'range over seeds'}.\n\n{text}"
 
 
 @cache
@@ -299,7 +265,7 @@ def summary(sweep):
         text += f"Rank correlation with the paper's column (Spearman): {rank}.\n\n"
     text += common_tasks(sweep)
     dots = {f"ours, {head}": columns[head] for head in ("best run = 1", "best setting = 1")}
-    return text + sweep.picture(plots.scores, labels, dots, column)
+    return text + sweep.picture("scores", labels, dots, column)
 
 
 def told_apart(sweep):
@@ -317,7 +283,7 @@ def told_apart(sweep):
 def kl(sweep):
     """What KL the updates came to, and the share of samples beyond epsilon, or 0.2 without one."""
     names = "kl_mean", "kl_max", "kl_held", "clip_fraction"
-    runs = sweep.done.reindex(columns=["setting", *names]).dropna(thresh=2)
+    runs = sweep.runs.reindex(columns=["setting", *names]).dropna(thresh=2)
     found = runs.groupby("setting").agg(["median", "mean", "max"])
     found = found.loc[[s for s in sweep.label if s in found.index]]
     columns = {
@@ -339,8 +305,8 @@ def winners(sweep):
     for metric, title in METRICS.items():
         won, most = stats.bootstrap(sweep.table(metric), x=stats.wins)["x"].reshape(2, -1, 4)
         columns |= {f"games won, {title}": won, f"share of resamples, {title}": most[:, 3]}
-    text = f"Games won, of {tasks}, and the share of resamples of seeds in which it wins most."
-    return f"{text}\n\n{table(columns, sweep.label.values())}"
+    text = f"Games won, of {tasks}, and the share of resamples of seeds in which it wins most.\n\n"
+    return text + table(columns, sweep.label.values())
 
 
 def acer_lead(sweep):
@@ -382,83 +348,48 @@ def ablation(sweep):
     more |= {"the change adds, clip": found["cost"][::2], "…, no clip": found["cost"][1::2]}
     text = f"{table(bars | more, labels)}\nMean of what the clip adds: "
     text += f"{cell(found['average'][0], '{:.2f}'.format)}.\n\n{common_tasks(sweep)}"
-    return text + sweep.picture(plots.scores, list(labels), bars)
+    return text + sweep.picture("scores", list(labels), bars)
 
 
-def by_log_std(sweep):
-    """Settings NAME@LOG_STD by it on Ant and Humanoid, ε = 0.2 on all; 0 is of other pages."""
-    above = sweep.folder.parent
-    runs = [Sweep(x, sweep.root).done for x in (above, above.with_name("table1")) if x.exists()]
-    runs[1:] = [x[x["setting"] == "clip-0.2"] for x in runs[1:]]
-    runs = pd.concat([sweep.done, *runs]).drop_duplicates(KEY).astype({"score": float})
-    name, _, start = runs["setting"].str.partition("@").to_numpy().T
-    runs["score"] = runs["score"].fillna(runs["task"].map(sweep.random))
-    runs = runs.groupby([name, runs["task"], np.where(start, start, "0").astype(float)])
-    names, text = known("labels", "setting")["label"], ""
-    for column, (title, form) in BY_LOG_STD.items():
-        cells = runs[column].mean()
-        if column == "score":
-            cells = runs[column].apply(lambda x: [x.mean(), *stats.t_interval(x)])
-        cells = cells.unstack([1, 2]).sort_index(axis=1).reindex(names.index).dropna(how="all")
-        held_out = {f"{t}, {x:g}": cells[t, x] for t, x in cells if t in HELD_OUT}
-        text += f"{title}, by the log std at the start:\n\n"
-        text += table(held_out, names[cells.index], form) + "\n"
-        if column == "score":
-            clip = cells.loc["clip-0.2"].unstack().rename(columns="{:g}".format)
-            text += f"Clipping, ε = 0.2:\n\n{table(dict(clip), clip.index, form)}\n"
-            text += sweep.picture(plots.log_std, sweep, cells, names) + "\n"
-    return text
-
-
-BY_LOG_STD = {
-    "score": ("Mean score", short),
-    "entropy": ("Entropy of the policy at the end", "{:.1f}".format),
-    "kl_mean": ("Mean KL of an update", "{:.2g}".format),
-    "clip_fraction": ("Share of samples beyond the clip", "{:.1%}".format),
-}
-KL = {"KL[pi_old, pi] after an update": [kl, plots.kl]}
+KL = {"KL[pi_old, pi] after an update": [kl, "kl"]}
 TASKS = {"By task": [by_task]}
 APART = {"Which rows do the data tell apart?": [told_apart]}
 BEATEN = {"Who beats whom?": [beaten]}
-ENTROPY = {"Entropy": [plots.entropy]}
+ENTROPY = {"Entropy": ["entropy"]}
 ATARI = {"Who wins?": [winners], "How large is ACER's lead in the paper?": [acer_lead]}
 HELD = partial(by_task, interval=stats.t_interval)
-RIVALS = partial(HELD, paper="paper_fig3")
-BESIDE = "clip-0.2", "fixed-kl-1", "adaptive-kl-0.01", "no-clip"
-PAGES = {  # sections of the answer, sections of the details, options of Sweep
-    "mujoco": ([by_algorithm, plots.curves], {}, {"smooth": 1, "beside": True}),
-    "table1": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
-    "table1-2017": ([summary, plots.curves], APART | TASKS | KL, {"reference": "clip-0.2"}),
-    "held-out": ([HELD, plots.curves], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
-    "held-out/log-std": ([by_log_std, plots.curves], ENTROPY | KL, {"above": BESIDE}),
-    "rivals": ([RIVALS, plots.curves], BEATEN, {"reference": "ppo"}),
+PAGES = {  # sections of the answer, sections of the details, options of Sweep; text: a picture
+    "mujoco": ([by_algorithm, "curves"], {}, {"smooth": 1, "beside": True}),
+    "table1": ([summary, "curves"], APART | TASKS | KL, {"reference": "clip-0.2"}),
+    "table1/log-std": ([HELD, "curves"], {}, {}),
+    "table1-2017": ([summary, "curves"], APART | TASKS | KL, {"reference": "clip-0.2"}),
+    "held-out": ([HELD, "curves"], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
+    "held-out/log-std": ([HELD, "curves"], KL | ENTROPY, {}),
+    "held-out/range": ([HELD, "curves"], KL | ENTROPY, {}),
+    "rivals": ([partial(HELD, paper="paper_fig3"), "curves"], BEATEN, {"reference": "ppo"}),
     "rivals/settings": ([by_task], {}, {}),
     "ablation": ([ablation], TASKS, {"reference": "defaults-clip"}),
-    "kl-constants": ([summary, plots.beta], APART | TASKS | KL, {"reference": "defaults"}),
-    "no-clip": ([by_task, plots.curves], KL, {"smooth": 1}),
-    "bfloat16": ([summary, plots.curves], TASKS, {"reference": "float32"}),
-    "bfloat16/halves": ([summary, plots.curves], TASKS, {"reference": "float32"}),
-    "atari": ([by_algorithm, plots.curves], ATARI, {"smooth": 3, "beside": True}),
+    "kl-constants": ([summary, "kl_coef"], APART | TASKS | KL, {"reference": "defaults"}),
+    "no-clip": ([by_task, "curves"], KL, {"smooth": 1}),
+    "bfloat16": ([summary, "curves"], TASKS, {"reference": "float32"}),
+    "bfloat16/halves": ([summary, "curves"], TASKS, {"reference": "float32"}),
+    "atari": ([by_algorithm, "curves"], ATARI, {"smooth": 3, "beside": True}),
 }
 
 
-def page(name, folder, root, mark="##"):
-    """Markdown of a folder's page below its answer, and its pictures: (function, path, *args)."""
-    first, details, options = PAGES.get(name, ([by_task, plots.curves], {}, {"smooth": 1}))
-    sweep, parts, drawn = Sweep(folder, root, **options), [], vars(plots).values()
-    if sweep.done.empty:
-        return "No run has ended yet.\n", []
+def page(name, folder, root, mark="#"):
+    """Markdown of a folder and of those within it; draws its pictures. root is the page's."""
+    first, details, options = PAGES.get(name, ([by_task, "curves"], {}, {"smooth": 1}))
+    sweep, answer = Sweep(folder, root, **options), folder / "answer.md"
+    parts = [answer.read_text() if answer.exists() else f"{mark} {folder.name}\n"]
     if "reference" in options and (len(sweep.label) < 2 or sweep.table().empty):
-        first, details = [by_task, plots.curves], {}  # there is nothing to compare yet
+        first, details = [by_task, "curves"], {}  # there is nothing to compare yet
     for title, sections in ({"": first, "How it was made": [partial(how, name)]} | details).items():
-        made = [sweep.picture(x, sweep) if x in drawn else x(sweep) for x in sections]
-        parts += [f"{mark} {title}\n"] * bool(title and any(made)) + list(filter(None, made))
+        made = [sweep.picture(x, sweep) if isinstance(x, str) else x(sweep) for x in sections]
+        parts += [f"{mark}# {title}\n"] * bool(title and any(made)) + list(filter(None, made))
     for file in sorted(folder.glob("*/runs.csv")):
-        text, pictures = page(f"{name}/{file.parent.name}", file.parent, root, f"{mark}#")
-        answer = file.with_name("answer.md")
-        parts += [answer.read_text() if answer.exists() else f"{mark} {file.parent.name}\n", text]
-        sweep.pictures += pictures
-    return "\n".join(parts), sweep.pictures
+        parts.append(page(f"{name}/{file.parent.name}", file.parent, root, f"{mark}#"))
+    return "\n".join(parts)
 
 
 def main():
@@ -469,27 +400,20 @@ def main():
     args = parser.parse_args()
     folder = args.runs or HERE.parent / "runs" / args.name
     out = args.out or HERE / "results" / args.name
-    if folder.is_dir():
-        try:
-            runs, points = collect(folder)
-        except ValueError as error:
-            return f"report.py: {' '.join(str(error).split())}"
-        if runs.empty:
-            return f"{folder}: no SETTING/TASK/SEED/args.json in it"
-        old, new = (set(x[x["status"].isin(ENDED)].set_index(KEY).index) if len(x) else set()
-                    for x in (read(out / "runs.csv"), runs))  # fmt: skip
-        write(out / "runs.csv", merged(read(out / "runs.csv"), runs, [*old - new]))
-        write(out / "curves.csv", merged(read(out / "curves.csv"), points, [*old - new]))
-    elif not (out / "runs.csv").exists():
-        return f"neither {folder} nor {out / 'runs.csv'} is there"
+    try:
+        runs, points = collect(folder)
+    except ValueError as error:
+        return f"report.py: {' '.join(str(error).split())}"
+    for name, rows in (("runs.csv", runs), ("curves.csv", points)) if len(runs) else ():
+        write(out / name, merged(read(out / name), rows))
     if "/" in args.name:  # a section of a page
         args.name, out = args.name.split("/")[0], out.parent
-        if not (out / "runs.csv").exists():
-            return print(f"{out}: will be a page when it has runs of its own")
-    text, pictures = page(args.name, out, out)
-    for draw, path, *rest in pictures:
-        draw(path, *rest)
-    write_page(out, text)
+    if not (out / "runs.csv").exists():
+        return f"there is no {out / 'runs.csv'}, and no run of {args.name} that has ended"
+    others = sorted({*out.glob("*.md")} - {out / "answer.md", out / "README.md"})
+    text = "\n".join([page(args.name, out, out), *(x.read_text() for x in others)])
+    (out / "README.md").write_text(text)
+    print(out / "README.md")
 
 
 if __name__ == "__main__":

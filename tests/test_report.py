@@ -169,7 +169,7 @@ def sweep(tmp_path):
     return report.Sweep(tmp_path, tmp_path, "clip-0.2")
 
 
-def test_what_counts_as_a_score(sweep):
+def test_what_counts_as_a_score(capsys, sweep):
     table = sweep.table()
     assert list(table.index) == ["no-clip", "clip-0.2", "adaptive-kl-0.01"]
     assert table.loc["clip-0.2", "Hopper"].tolist() == [1940, 1880, 1820]  # none unfinished
@@ -179,7 +179,7 @@ def test_what_counts_as_a_score(sweep):
     assert whole == pytest.approx([0.25 * (-100 + x) + 0.5 * x for x in (1940, 1880, 1820)])
     made = report.how("table1", sweep)
     assert "diverged: no-clip/Hopper/2, no-clip/Hopper/3" in made
-    assert "not counted: clip-0.2/Hopper/4, clip-0.2/Hopper/5" in made
+    assert "runs/clip-0.2/Hopper/4, interrupted\n" in capsys.readouterr().out
 
 
 def test_runs_of_other_machines_stay(tmp_path):
@@ -262,13 +262,12 @@ def test_a_page_has_the_answer_first_and_parts_as_sections(tmp_path, monkeypatch
 
 
 def test_says_what_is_missing(tmp_path, monkeypatch):
-    assert "neither" in make_report(monkeypatch, tmp_path, "mujoco")[0]
-    (tmp_path / "runs").mkdir()
-    assert "no SETTING/TASK/SEED" in make_report(monkeypatch, tmp_path, "mujoco")[0]
+    says = f"there is no {tmp_path}/out/runs.csv, and no run of mujoco that has ended"
+    assert make_report(monkeypatch, tmp_path, "mujoco")[0] == says
 
 
 def test_runs_that_have_just_begun_spoil_no_page(tmp_path, monkeypatch):
-    """No episode, no iteration, no summary; if none has ended, the page says so."""
+    """No episode, no iteration, no summary; if none has ended, there is no page."""
     monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
     make_runs(tmp_path / "runs", ["ppo"], ["Hopper"], seeds=4)
     head = "global_step,episodic_return,episodic_length\n"
@@ -279,11 +278,11 @@ def test_runs_that_have_just_begun_spoil_no_page(tmp_path, monkeypatch):
         (tmp_path / f"runs/ppo/Hopper/{seed}/summary.json").unlink()
     result, files = make_report(monkeypatch, tmp_path, "mujoco")
     page = files["README.md"].decode()
-    assert result is None and "| Hopper | 1,760 |" in page and "not counted: ppo/Hopper/1," in page
+    assert result is None and "| Hopper | 1,760 |" in page and "\n- 1 runs, seeds 4;" in page
     (tmp_path / "runs/ppo/Hopper/4/summary.json").unlink()
     shutil.rmtree(tmp_path / "out")
     result, files = make_report(monkeypatch, tmp_path, "mujoco")
-    assert result is None and "No run has ended yet." in files["README.md"].decode()
+    assert result.endswith("no run of mujoco that has ended") and not files
 
 
 def test_an_interrupted_run_replaces_none_that_has_ended(tmp_path, monkeypatch):
@@ -331,32 +330,23 @@ def test_a_directory_that_is_no_runs_is_named(file, text, tmp_path, monkeypatch)
 COMMITTED = [x for x in report.PAGES if (BENCHMARK / "results" / x / "README.md").exists()]
 
 
-def test_scores_by_log_std(tmp_path, monkeypatch):
-    """Of its own runs, and at 0 of the pages of held-out and table1; the page is held-out's."""
-    monkeypatch.setattr(stats, "RESAMPLES", 100)
+def test_a_section_of_another_start_of_a_task(tmp_path, monkeypatch):
+    """TASK@START is a column of its own, with TASK's random score, on the page of held-out."""
     monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
-    pages = {
-        "table1": (["clip-0.2", "no-clip"], ["Hopper"]),
-        "held-out": (["clip-0.2", "no-clip"], ["Ant", "Humanoid"]),
-        "held-out/log-std": (["clip-0.2@-1", "no-clip@-1", "clip-0.2-std-held"], ["Ant"]),
-    }
-    for name, (settings, tasks) in pages.items():
-        make_runs(tmp_path / "runs" / name, settings, tasks)
+    tasks = {"held-out/log-std": ["Ant@-0.5", "Ant@-1"], "held-out": ["Ant", "Humanoid"]}
+    for name in tasks:
+        make_runs(tmp_path / "runs" / name, ["clip-0.2", "no-clip"], tasks[name])
         argv = ["report.py", name, "--runs", str(tmp_path / "runs" / name)]
         monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path / name)])
-        assert report.main() is None
+        found = report.main()
+        assert found is None or name == "held-out/log-std" and f"no {tmp_path}/held-out/" in found
     page = (tmp_path / "held-out/README.md").read_text()
     assert not (tmp_path / "held-out/log-std/README.md").exists()
-    assert "|  | Ant, -1 | Ant, 0 | Humanoid, 0 |" in page
-    assert "| clipping, ε = 0.2, log std held at 0 |  | 1,680 (1,531 to 1,829) |" in page
-    assert "| Hopper |  | 1,880 (1,731 to 2,029) |" in page
-    for title, value in (("Entropy of", "1.0"), ("Share of samples beyond", "5.2%")):
-        table = page[page.index(title) :].split("\n\n")[1]
-        assert f"| clipping, ε = 0.2 | {value} | {value} | {value} |" in table
-    assert "SEEDS=3 bash benchmark/log_std.sh" in page
-    section = report.Sweep(tmp_path / "held-out/log-std", tmp_path, above=report.BESIDE)
-    assert list(section.label) == ["no-clip", "clip-0.2", "clip-0.2-std-held"]  # side by side
-    assert ("clip-0.2", "Humanoid") in section.curves("entropy")
+    table = page[page.index("|  | Ant@-0.5 | Ant@-1 |") :].splitlines()
+    random = report.short(report.known("random_policy", "task")["score"]["Ant"])
+    assert table[2] == f"| random policy | {random} | {random} |"
+    assert table[4] == "| clipping, ε = 0.2 | " + " | ".join(["1,880<br>1,731 to 2,029"] * 2) + " |"
+    assert "SEEDS=3 bash benchmark/log_std.sh" in page and "(log-std/entropy.png)" in page
 
 
 def test_what_the_clip_and_a_change_add(tmp_path, monkeypatch):
@@ -376,16 +366,17 @@ def test_what_the_clip_and_a_change_add(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_committed_pages_are_those_of_the_committed_csv(name, tmp_path):
+def test_committed_pages_are_those_of_the_committed_csv(name, tmp_path, monkeypatch):
     """Byte for byte, every number of the tables, from runs.csv and curves.csv alone."""
-    for folder in {"table1", name}:  # held-out/log-std reads the former, too
-        shutil.copytree(BENCHMARK / "results" / folder, tmp_path / folder)
-    out = tmp_path / name
+    for drawn in ("curves", "kl", "scores"):
+        monkeypatch.setattr(plots, drawn, lambda path, *args, **kwargs: pictures.append(path))
+    pictures, out = [], tmp_path / name
+    shutil.copytree(BENCHMARK / "results" / name, out)
     committed = (out / "README.md").read_bytes()
-    body, pictures = report.page(name, out, out)
-    report.write_page(out, body)
+    monkeypatch.setattr(sys, "argv", ["report.py", name, "--runs", "none", "--out", str(out)])
+    assert report.main() is None
     assert (out / "README.md").read_bytes() == committed
-    assert {path for _, path, *_ in pictures} <= set(out.rglob("*.png"))
+    assert pictures and set(pictures) <= set(out.rglob("*.png"))
 
 
 def test_committed_numbers_of_the_paper():
