@@ -10,7 +10,7 @@ plt.switch_backend("Agg")
 plt.rcParams.update({
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "savefig.dpi": 110,
     "font.size": 10, "axes.grid": True, "grid.color": "#E6E6E6", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+    "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False, "legend.title_fontsize": 7,
 })  # fmt: skip
 
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe, Ito
@@ -52,19 +52,19 @@ def family(setting):
 
 def panel(ax, table, task, look, sweep, lines, random):
     """Curves of one task: mean over seeds, and from the lowest to the highest; lines across."""
-    top, bottom = max([x for x, _ in lines], default=-np.inf), np.inf
+    top, lowest = max([x for x, _ in lines], default=-np.inf), (np.inf, "")
     for s in (s for s in look if (s, task) in table):
         curve = table[s, task].rolling(sweep.width, center=True, min_periods=1).mean()
         x, low, high = curve.index / 1e6, curve.min(axis=1), curve.max(axis=1)
         ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.1, linewidth=0)
-        ax.plot(x, curve.mean(axis=1), linewidth=2.2 if s == "clip-0.2" else 1.3, **look[s])
-        top, bottom = max(top, high.max()), min(bottom, low.min())
+        wide = s == sweep.reference
+        ax.plot(x, curve.mean(axis=1), linewidth=1.3 + 0.9 * wide, zorder=2 + wide, **look[s])
+        top, lowest = max(top, high.max()), min(lowest, (low.min(), sweep.label[s]))
     for y, style in lines:
         ax.axhline(y, **style)
-    if bottom < (floor := 2 * random - top) < top:  # else a collapse would flatten all others
+    if lowest[0] < (floor := 1.5 * random - 0.5 * top) < top:  # a collapse would flatten all else
         ax.set_ylim(floor, top + 0.05 * (top - floor))
-        ax.text(0.02, 0.03, f"lowest: {bottom:,.0f}", transform=ax.transAxes,
-                bbox=dict(facecolor="white", alpha=0.85, edgecolor="none", pad=1.5))  # fmt: skip
+        ax.legend([], [], title="lowest: {:,.0f}\n{}".format(*lowest), loc="lower left", frameon=True)
 
 
 def curves(path, sweep, column="return"):
@@ -92,8 +92,7 @@ def curves(path, sweep, column="return"):
         names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
                  for s, x in (shown | across).items()]  # fmt: skip
         axs[panels - 1].legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(LABELS[column][0])
+    figure.supylabel(LABELS[column][0])
     save(figure, path)
 
 
@@ -123,9 +122,10 @@ def kl(path, sweep):
     """KL after the update against steps, a panel a family, all tasks and seeds pooled."""
     table, look = sweep.curves("kl"), looks(sweep.label)
     groups = [name for name in (*FAMILIES, None) if name in map(family, look)]
-    size = 3.4 * len(groups) + 4 * (None in groups), 3.8
-    figure, axes = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], groups):
+    columns = -(-len(groups) // (rows := 1 + (len(groups) > 3)))
+    options = dict(figsize=(4 * columns, 4.2 * rows), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(rows, columns, **options)
+    for ax, name in zip(axes.flat, groups):
         for s in (s for s in look if family(s) == name):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
             low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
@@ -135,11 +135,10 @@ def kl(path, sweep):
             ax.plot(x, middle, label=label, **look[s])
             if name == "adaptive-kl":
                 ax.axhline(float(s.split("-")[2]), color=look[s]["color"], linewidth=0.8)
-        ax.set(title=FAMILIES.get(name, ""), yscale="log", xlabel="million steps")
-        place = dict(loc="upper center", ncols=3, columnspacing=1, handlelength=1.4, fontsize=8)
-        place |= dict(frameon=True, edgecolor="none", framealpha=0.9)
-        ax.legend(**place if name else dict(loc="center left", bbox_to_anchor=(1, 0.5)))
-    axes[0, 0].set_ylabel("KL[pi_old, pi] after the update")
-    low, high = np.clip(axes[0, 0].get_ylim(), 1e-5, 1e3)  # L^PG goes far beyond
-    axes[0, 0].set_ylim(low, high * (high / low) ** 0.2)  # room for the legends
+        ax.set(title=FAMILIES.get(name, "others"), yscale="log", xlabel="million steps")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8)
+    for ax in axes.flat[len(groups) :]:
+        ax.axis("off")
+    figure.supylabel("KL[pi_old, pi] after the update")
+    axes[0, 0].set_ylim(np.clip(axes[0, 0].get_ylim(), 1e-5, 1e3))  # L^PG goes far beyond
     save(figure, path)

@@ -221,7 +221,8 @@ def by_task(sweep, interval=None, paper=None):
         rows += [[sweep.label[s], *([x.mean(), *ends(x)] if np.ndim(x) else x for x in row)]]
         rows += [["*in the paper*", *paper[s].reindex(sweep.tasks)]] if s in paper else []
     text = markdown(["", *sweep.tasks], [[cell(x, ends="<br>{} to {}") for x in y] for y in rows])
-    return f"Mean score, and its {'95% interval' if interval else 'range over seeds'}.\n\n{text}"
+    ends = f", and its {'95% interval' if interval else 'range over seeds'}" * ("<br>" in text)
+    return f"Mean score{ends}.\n\n{text}"
 
 
 @cache
@@ -271,7 +272,7 @@ def summary(sweep):
 def told_apart(sweep):
     """Pairs of settings whose P(A beats B) has an interval without 0.5."""
     pairs = {key: p for key, p in statistics(sweep)[3].items() if p[-1, 1] == p[-1, 1]}
-    found = {key: p[-1] for key, p in pairs.items() if p[-1, 1] > 0.5}
+    found = {key: p[-1] for key, p in pairs.items() if p[-1, 1] > 0.5 + 1e-9}
     if not pairs:  # of fewer than three seeds
         return ""
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5. "
@@ -370,7 +371,7 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep; 
     "rivals/settings": ([by_task], {}, {}),
     "ablation": ([ablation], TASKS, {"reference": "defaults-clip"}),
     "kl-constants": ([summary, "kl_coef"], APART | TASKS | KL, {"reference": "defaults"}),
-    "no-clip": ([by_task, "curves"], KL, {"smooth": 1}),
+    "no-clip": ([by_task, "curves"], KL, {"reference": "2017-code"}),
     "bfloat16": ([summary, "curves"], TASKS, {"reference": "float32"}),
     "bfloat16/halves": ([summary, "curves"], TASKS, {"reference": "float32"}),
     "atari": ([by_algorithm, "curves"], ATARI, {"smooth": 3, "beside": True}),
