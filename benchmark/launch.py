@@ -545,7 +545,8 @@ def parse_args():
     parser.add_argument("--cpus", type=float, default=1, help="cores, and threads, of a run")
     parser.add_argument("--gpus", type=float, default=0, help="of a run; 0.25: four runs share one")
     parser.add_argument("--sync", type=float, default=30, help="seconds between copies of a run")
-    parser.add_argument("--skip", metavar="RUNS_CSV", help="skip the runs done by this report")
+    parser.add_argument("--skip", metavar="RUNS_CSV", action="append", default=[],
+                        help="skip the runs done by this report; may be given again")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
     for name, least in (("workers", 1), ("cpus", 0.01), ("gpus", 0), ("sync", 0)):
@@ -558,8 +559,8 @@ def main():
     args = parse_args()
     try:
         commands = read_commands(sys.stdin)
-        if args.skip:
-            commands = without_listed(commands, args.skip)
+        for path in args.skip:
+            commands = without_listed(commands, path)
         if args.dry_run:
             print(*map(shlex.join, commands.values()), sep="\n")
             return 0

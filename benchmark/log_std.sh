@@ -2,13 +2,14 @@
 # Is it the exploration noise that makes the clip learn where the penalties do not? On Ant and
 # Humanoid, 1M steps each, seeds first:
 #   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
-#     out of its reach, or held at 0; the others with log std as the clip's runs had it (held-out)
-#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows
-#     (held-out/log-std; a task TASK@START)
-#   - other values of epsilon and beta on Ant, 3 seeds (held-out/range)
-#   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds (table1/log-std)
+#     out of its reach, or held at 0; the others with log std as the clip's runs had it
+#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows;
+#     the page has a column TASK@START of each
+#   - other values of epsilon and beta on Ant, 3 seeds
+#   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds
 #     bash benchmark/log_std.sh [flags of launch.py]           after held_out.sh, and its page
-#     python benchmark/report.py held-out/log-std              and so on
+#     python benchmark/report.py held-out/log-std
+#     python benchmark/report.py table1/log-std                the seven tasks
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -96,7 +97,7 @@ for seed in $(seq "${SEEDS:-3}"); do
     for line in "${COPIES[@]}"; do
       read -r setting command <<< "$line"
       [[ "$setting" != *-of-clip ]] || command+=" --log-std '$std'"
-      run held-out "$setting" "$task" "$seed" "runs/log-std-copies/$command"
+      run held-out/log-std "$setting" "$task" "$seed" "runs/log-std-copies/$command"
     done
   done
   for start in -1 -0.5 -1.5; do
@@ -109,7 +110,7 @@ for seed in $(seq "${SEEDS:-3}"); do
   done
   for line in "${RANGE[@]}"; do
     read -r setting command <<< "$line"
-    run held-out/range "$setting" Ant "$seed" "$command"
+    run held-out/log-std "$setting" Ant "$seed" "$command"
   done
   for task in $SEVEN; do
     for start in -0.5 -1 -1.5; do

@@ -10,7 +10,8 @@ plt.switch_backend("Agg")
 plt.rcParams.update({
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "savefig.dpi": 110,
     "font.size": 10, "axes.grid": True, "grid.color": "#E6E6E6", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False, "legend.title_fontsize": 7,
+    "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+    "legend.title_fontsize": 7,
 })  # fmt: skip
 
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe, Ito
@@ -52,19 +53,19 @@ def family(setting):
 
 def panel(ax, table, task, look, sweep, lines, random):
     """Curves of one task: mean over seeds, and from the lowest to the highest; lines across."""
-    top, lowest = max([x for x, _ in lines], default=-np.inf), (np.inf, "")
+    top, least = max([x for x, _ in lines], default=-np.inf), (np.inf, "")
     for s in (s for s in look if (s, task) in table):
         curve = table[s, task].rolling(sweep.width, center=True, min_periods=1).mean()
         x, low, high = curve.index / 1e6, curve.min(axis=1), curve.max(axis=1)
         ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.1, linewidth=0)
         wide = s == sweep.reference
         ax.plot(x, curve.mean(axis=1), linewidth=1.3 + 0.9 * wide, zorder=2 + wide, **look[s])
-        top, lowest = max(top, high.max()), min(lowest, (low.min(), sweep.label[s]))
+        top, least = max(top, high.max()), min(least, (low.min(), sweep.label[s]))
     for y, style in lines:
         ax.axhline(y, **style)
-    if lowest[0] < (floor := 1.5 * random - 0.5 * top) < top:  # a collapse would flatten all else
+    if least[0] < (floor := 1.5 * random - 0.5 * top) < top:  # a collapse would flatten all else
         ax.set_ylim(floor, top + 0.05 * (top - floor))
-        ax.legend([], [], title="lowest: {:,.0f}\n{}".format(*lowest), loc="lower left", frameon=True)
+        ax.legend([], [], title="lowest {:,.0f}\n{}".format(*least), loc="lower left", frameon=True)
 
 
 def curves(path, sweep, column="return"):
@@ -81,8 +82,8 @@ def curves(path, sweep, column="return"):
     rows = -(-panels // columns) * len(groups)
     figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.4 * rows), squeeze=False)
     for group, axs in zip(groups, axes.reshape(len(groups), -1)):
-        shown = [s for s in look if group in ("", family(s)) or s in ("no-clip", "pg", "clip-0.2")]
-        shown = {s: look[s] for s in shown}
+        shown = [s for s in look if family(s) in ("no-clip", group) or s == "clip-0.2"]
+        shown = {s: look[s] for s in shown} if group != "" else look
         for ax, task in zip(axs, sweep.tasks):
             levels = [(x[task], across[name]) for name, x in lines.items()]
             panel(ax, table, task, shown, sweep, levels, sweep.random[task] if score else np.nan)
@@ -110,7 +111,7 @@ def scores(path, labels, columns, paper=None):
     if np.nanmin(first) < -1:  # else one row would flatten all others
         ax.set_xlim(-1, 1.15)
         for y in np.flatnonzero(first < -1):
-            ax.text(-0.98, y, f"← {first[y]:,.0f}", va="center", color="white")
+            ax.text(-0.98, y + shifts[0], f"← {first[y]:,.0f}", va="center", color="white")
     ax.set_xlabel("mean normalised score (random policy 0, best result 1)")
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
@@ -126,7 +127,7 @@ def kl(path, sweep):
     options = dict(figsize=(4 * columns, 4.2 * rows), sharey=True, squeeze=False)
     figure, axes = plt.subplots(rows, columns, **options)
     for ax, name in zip(axes.flat, groups):
-        for s in (s for s in look if family(s) == name):
+        for s in (s for s in look if family(s) == name and s in {x for x, _ in table}):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
             low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
             label = sweep.label[s].removeprefix(f"{FAMILIES.get(name, '').partition(' (')[0]} = ")

@@ -26,7 +26,7 @@ METRICS = {"score": "last 100 episodes", "score_all": "all of training"}
 
 def read(path):
     """A CSV file as a DataFrame of text, just as it was written; empty if there is none."""
-    there = path.exists()
+    there = path.exists() and path.stat().st_size
     return pd.read_csv(path, dtype=str, keep_default_na=False) if there else pd.DataFrame()
 
 
@@ -38,9 +38,9 @@ def write(path, rows):
 
 
 def collect(folder):
-    """DataFrames of runs.csv and curves.csv from the runs of folder/SETTING/TASK/SEED/ that ended.
+    """DataFrames of runs.csv and curves.csv from folder/SETTING/TASK/SEED/, of runs that ended.
 
-    Raises ValueError for a directory that is none of a run.
+    Names those that failed or were stopped. Raises ValueError for a directory of no run.
     """
     runs, curves = [], []
     for path in sorted(folder.glob("*/*/*/summary.json")):
@@ -112,13 +112,13 @@ class Sweep:
 
     def __init__(self, folder, root, reference="", smooth=5, beside=False):
         self.folder, self.root, self.width, self.beside = folder, root, smooth, beside
-        self.runs = pd.read_csv(folder / "runs.csv")
+        self.runs = pd.read_csv(folder / "runs.csv").query("status in ('finished', 'diverged')")
         labels = known("labels", "setting")["label"]
         there = sorted(set(self.runs["setting"]))
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
         self.label = {s: labels.get(s, s) for s in there}
         self.reference = reference if reference in there else next(iter(there), "")
-        self.tasks = sorted(set(self.runs["task"]))
+        self.tasks = sorted(set(self.runs["task"]))  # TASK, or TASK@START by log_std.sh
         atari = known("paper_atari", "game")
         random = pd.concat([known("random_policy", "task")["score"], atari["random"]])
         self.random = random.reindex([x.split("@")[0] for x in self.tasks]).set_axis(self.tasks)
@@ -199,12 +199,11 @@ def how(name, sweep):
 def by_algorithm(sweep):
     """By task, scores by both metrics beside other people's."""
     columns = {}
-    for s, name in sweep.label.items():
+    for s, who in sweep.label.items():
         for metric, title in METRICS.items():
-            x = sweep.table(metric, common=False).loc[s].dropna()
-            means = x.map(lambda y: [y.mean(), *stats.t_interval(y)])
-            columns[f"{name}, {title}"] = means.reindex(sweep.tasks)
-        columns[f"{name}, seeds"] = x.map(len).reindex(sweep.tasks)
+            x = sweep.table(metric, common=False).loc[s]
+            columns[f"{who}, {title}"] = x.map(lambda y: [y.mean(), *stats.t_interval(y)], "ignore")
+        columns[f"{who}, seeds"] = x.map(len, "ignore")
     columns |= dict(sweep.others)
     if len(sweep.label) == 1 and sweep.runs["seed"].nunique() > 1:
         columns["median"] = sweep.table().iloc[0].map(np.median)
@@ -265,8 +264,8 @@ def summary(sweep):
         rank = cell(run["rank"][0], "{:.2f}".format)
         text += f"Rank correlation with the paper's column (Spearman): {rank}.\n\n"
     text += common_tasks(sweep)
-    dots = {f"ours, {head}": columns[head] for head in ("best run = 1", "best setting = 1")}
-    return text + sweep.picture("scores", labels, dots, column)
+    bars = {f"ours, {head}": columns[head] for head in ("best run = 1", "best setting = 1")}
+    return text + sweep.picture("scores", labels, bars, column)
 
 
 def told_apart(sweep):
@@ -365,8 +364,7 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep; 
     "table1/log-std": ([HELD, "curves"], {}, {}),
     "table1-2017": ([summary, "curves"], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "held-out": ([HELD, "curves"], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
-    "held-out/log-std": ([HELD, "curves"], KL | ENTROPY, {}),
-    "held-out/range": ([HELD, "curves"], KL | ENTROPY, {}),
+    "held-out/log-std": ([HELD, "curves"], ENTROPY, {}),
     "rivals": ([partial(HELD, paper="paper_fig3"), "curves"], BEATEN, {"reference": "ppo"}),
     "rivals/settings": ([by_task], {}, {}),
     "ablation": ([ablation], TASKS, {"reference": "defaults-clip"}),
@@ -375,6 +373,7 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep; 
     "bfloat16": ([summary, "curves"], TASKS, {"reference": "float32"}),
     "bfloat16/halves": ([summary, "curves"], TASKS, {"reference": "float32"}),
     "atari": ([by_algorithm, "curves"], ATARI, {"smooth": 3, "beside": True}),
+    "atari/1000000": ([by_algorithm, "curves"], {}, {}),
 }
 
 
@@ -407,10 +406,10 @@ def main():
         return f"report.py: {' '.join(str(error).split())}"
     for name, rows in (("runs.csv", runs), ("curves.csv", points)) if len(runs) else ():
         write(out / name, merged(read(out / name), rows))
-    if "/" in args.name:  # a section of a page
-        args.name, out = args.name.split("/")[0], out.parent
-    if not (out / "runs.csv").exists():
-        return f"there is no {out / 'runs.csv'}, and no run of {args.name} that has ended"
+    top = out.parent if "/" in args.name else out  # of a section, the page
+    if missing := [x for x in (out, top) if not (x / "runs.csv").exists()]:
+        return f"no {missing[0] / 'runs.csv'}; runs that have ended in {folder}: {len(runs)}"
+    out, args.name = top, args.name.split("/")[0]
     others = sorted({*out.glob("*.md")} - {out / "answer.md", out / "README.md"})
     text = "\n".join([page(args.name, out, out), *(x.read_text() for x in others)])
     (out / "README.md").write_text(text)

@@ -262,12 +262,12 @@ def test_a_page_has_the_answer_first_and_parts_as_sections(tmp_path, monkeypatch
 
 
 def test_says_what_is_missing(tmp_path, monkeypatch):
-    says = f"there is no {tmp_path}/out/runs.csv, and no run of mujoco that has ended"
+    says = f"no {tmp_path}/out/runs.csv; runs that have ended in {tmp_path}/runs: 0"
     assert make_report(monkeypatch, tmp_path, "mujoco")[0] == says
 
 
 def test_runs_that_have_just_begun_spoil_no_page(tmp_path, monkeypatch):
-    """No episode, no iteration, no summary; if none has ended, there is no page."""
+    """No episode, no iteration, no summary, or diverged at once; if none has ended, no page."""
     monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
     make_runs(tmp_path / "runs", ["ppo"], ["Hopper"], seeds=4)
     head = "global_step,episodic_return,episodic_length\n"
@@ -276,13 +276,18 @@ def test_runs_that_have_just_begun_spoil_no_page(tmp_path, monkeypatch):
             if text is not None:
                 (tmp_path / f"runs/ppo/Hopper/{seed}" / name).write_text(text)
         (tmp_path / f"runs/ppo/Hopper/{seed}/summary.json").unlink()
+    shutil.copytree(tmp_path / "runs/ppo/Hopper/3", tmp_path / "runs/ppo/Reacher/1")
+    summary = dict(status="diverged", seconds=1.0)
+    (tmp_path / "runs/ppo/Reacher/1/summary.json").write_text(json.dumps(summary))
     result, files = make_report(monkeypatch, tmp_path, "mujoco")
     page = files["README.md"].decode()
-    assert result is None and "| Hopper | 1,760 |" in page and "\n- 1 runs, seeds 4;" in page
+    assert result is None and "| Hopper | 1,760 |" in page and "\n- 2 runs, seeds 1, 4;" in page
+    assert "\n- diverged: ppo/Reacher/1" in page
+    shutil.rmtree(tmp_path / "runs/ppo/Reacher")
     (tmp_path / "runs/ppo/Hopper/4/summary.json").unlink()
     shutil.rmtree(tmp_path / "out")
     result, files = make_report(monkeypatch, tmp_path, "mujoco")
-    assert result.endswith("no run of mujoco that has ended") and not files
+    assert result.endswith("/runs: 0") and not files
 
 
 def test_an_interrupted_run_replaces_none_that_has_ended(tmp_path, monkeypatch):
@@ -339,7 +344,7 @@ def test_a_section_of_another_start_of_a_task(tmp_path, monkeypatch):
         argv = ["report.py", name, "--runs", str(tmp_path / "runs" / name)]
         monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path / name)])
         found = report.main()
-        assert found is None or name == "held-out/log-std" and f"no {tmp_path}/held-out/" in found
+        assert found is None or name == "held-out/log-std" and found.endswith("log-std: 12")
     page = (tmp_path / "held-out/README.md").read_text()
     assert not (tmp_path / "held-out/log-std/README.md").exists()
     table = page[page.index("|  | Ant@-0.5 | Ant@-1 |") :].splitlines()
