@@ -11,7 +11,7 @@ plt.rcParams.update({
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "savefig.dpi": 110,
     "font.size": 10, "axes.grid": True, "grid.color": "#E6E6E6", "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
-    "legend.title_fontsize": 7,
+    "legend.title_fontsize": 7, "figure.labelsize": 10,
 })  # fmt: skip
 
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe, Ito
