@@ -124,8 +124,8 @@ def kl(path, sweep):
     table, look = sweep.curves("kl"), looks(sweep.label)
     groups = [name for name in (*FAMILIES, None) if name in map(family, look)]
     columns = -(-len(groups) // (rows := 1 + (len(groups) > 3)))
-    options = dict(figsize=(4 * columns, 4.2 * rows), sharey=True, squeeze=False)
-    figure, axes = plt.subplots(rows, columns, **options)
+    size = 4 * columns, rows * (3.4 + 0.2 * len(look) / len(groups))  # with the legends below
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
     for ax, name in zip(axes.flat, groups):
         for s in (s for s in look if family(s) == name and s in {x for x, _ in table}):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
@@ -136,10 +136,10 @@ def kl(path, sweep):
             ax.plot(x, middle, label=label, **look[s])
             if name == "adaptive-kl":
                 ax.axhline(float(s.split("-")[2]), color=look[s]["color"], linewidth=0.8)
-        ax.set(title=FAMILIES.get(name, "others"), yscale="log", xlabel="million steps")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8)
+        ax.set(title=FAMILIES.get(name, "others" * (len(groups) > 1)), yscale="log")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8)
     for ax in axes.flat[len(groups) :]:
         ax.axis("off")
-    figure.supylabel("KL[pi_old, pi] after the update")
+    figure.supylabel("KL[pi_old, pi] after the update, by million steps")
     axes[0, 0].set_ylim(np.clip(axes[0, 0].get_ylim(), 1e-5, 1e3))  # L^PG goes far beyond
     save(figure, path)
