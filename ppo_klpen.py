@@ -1125,7 +1125,7 @@ class Replay(TorchDispatchMode):
             self.varying = addresses(self.state)  # and of what depends on it
             self.made = set()  # addresses of function's own tensors
             before = self.python_state()
-            self.result = self.try_out(function, mode=self)[1].numpy()
+            self.result = self.try_out(function, "record")[1].numpy()
             if changed := self.python_state() - before:
                 what = min(changed, key=str)[1]
                 raise Stop(2, f"{self.name}() changes {what} of Python: use --no-compile")
@@ -1168,6 +1168,12 @@ class Replay(TorchDispatchMode):
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
         """Records an operation of PyTorch's, each that is called within `with self`."""
         kwargs, name, tags, Tag = kwargs or {}, target.name(), set(target.tags), torch.Tag
+        if self.nudge:
+            result = target(*args, **kwargs)
+            for x in tree_leaves(None if target.is_view else result):
+                if torch.is_tensor(x) and x.is_floating_point():
+                    x *= 1 + 1e-7 * torch.randn(x.shape, generator=self.nudge)
+            return result
         reads_values = tags & {Tag.data_dependent_output, Tag.dynamic_output_shape}
         if name == "aten::index.Tensor":
             reads_values = any(x is not None and not x.dtype.is_signed for x in args[1])  # a mask
@@ -1200,27 +1206,26 @@ class Replay(TorchDispatchMode):
             self.operations += repeated(target, *nested)
         return result
 
-    def try_out(self, function, nudge=0.0, mode=None):
+    def try_out(self, function, mode=None):
         """What function changes in the state, with its result, by name; and the result as it is.
 
-        State and generator are put back. nudge is what state and inputs are changed by first, as a
-        share of each number.
+        State and generator are put back. mode is "record", or "nudge": change the result of every
+        operation by about 1e-7 of itself, as other ways to round would.
         """
         saved, rng = [x.clone() for x in self.state.values()], torch.Generator().manual_seed(0)
         gradients = [p.grad for p in self.parameters.values()]
-        for x in self.inputs if mode else ():
+        for x in self.inputs if mode == "record" else ():
             x.uniform_(generator=rng)  # solvers fail on zeros
-        for x in (x for x in self.state.values() if nudge and x.is_floating_point()):
-            x *= 1 + nudge * torch.randn(x.shape, generator=rng)
         before = [x.to(torch.float64, copy=True) for x in self.state.values()]
-        with torch.random.fork_rng(devices=()), mode or nullcontext():
+        self.nudge = rng if mode == "nudge" else None
+        with torch.random.fork_rng(devices=()), self if mode else nullcontext():
             result = torch.as_tensor(function(*self.inputs)).detach()
         changes = {k: x.double() - y for (k, x), y in zip(self.state.items(), before)}
         changes |= {f"{k}.grad": p.grad.to(torch.float64, copy=True)
                     for k, p in self.parameters.items() if p.grad is not None}  # fmt: skip
         for x, y in zip(self.state.values(), saved):
             x.copy_(y)
-        for p, x in zip(self.parameters.values(), () if mode else gradients):
+        for p, x in zip(self.parameters.values(), () if mode == "record" else gradients):
             p.grad = x  # the replay's
         return changes | {f"result.{i}": x.double() for i, x in enumerate(result.flatten())}, result
 
@@ -1228,8 +1233,9 @@ class Replay(TorchDispatchMode):
         """Raises Stop(1) if the replay differs from function in two calls running.
 
         A difference may be rounding if it is below the sum of: 1% of a change, or 1e-4 of a result;
-        3e-5 of the size of all tensors of the same owner; and 100 times the effect of a nudge of
-        state and inputs by 1e-7. A single larger one may be a sample at the very edge of the clip.
+        3e-5 of the size of all tensors of the same owner; and 100 times the effect of a nudge, all
+        there is in the gradient of a saturated tanh. A single larger one may be a sample at the
+        very edge of the clip.
         """
         tries, nudged = (self.repeat, self.function, self.function), None
         found, expected, again = (self.try_out(x)[0] for x in tries)
@@ -1240,7 +1246,7 @@ class Replay(TorchDispatchMode):
             error, share = (found[name] - x).norm(), 1e-4 if name.startswith("result") else 1e-2
             rounding = share * x.norm() + 3e-5 * (1 + norms[name.rpartition(".")[0]])
             if error > rounding:
-                nudged = nudged or self.try_out(self.function, nudge=1e-7)[0]
+                nudged = nudged or self.try_out(self.function, "nudge")[0]
                 rounding += 100 * (nudged[name] - x).norm()
             far = error > rounding or not torch.equal(found[name].isfinite(), x.isfinite())
             if far or (again[name] - x).norm() > 0:  # it has changed something of Python's

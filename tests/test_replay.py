@@ -390,6 +390,18 @@ def test_a_sample_at_the_edge_of_the_clip_does_not_stop_a_run():
 
 
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
+def test_saturated_units_do_not_stop_a_run(script):
+    """Where tanh is 1 but for rounding, its derivative 1 - tanh^2 is nothing but rounding."""
+    args, agent, adam = learner(script)
+    agent.critic[2].bias.data.uniform_(8, 9)
+    *others, value = (x.numpy() for x in minibatch_of(script, agent, 64))
+    inputs = 1e-3, *coefficients(args), *others, value
+    step = script.Replay(True, partial(script.update, agent, adam, args), *inputs)
+    for _ in range(64):
+        step(*inputs[:-2], 1e5 + inputs[-2], value)
+
+
+@pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_with_and_without_compile_a_run_is_the_same_but_for_rounding(script):
     rows = {}
     for compile in (True, False):
