@@ -38,7 +38,10 @@ class FakeRun:
 
     def check(self, iteration, **tensors):
         if "obs" in tensors:
-            copies = {k: list(x) if isinstance(x, list) else np.copy(x) for k, x in tensors.items()}
+            copies = {
+                k: list(x) if isinstance(x, list) else np.asarray(x).copy()
+                for k, x in tensors.items()
+            }
             self.rollouts.append(copies)
 
     def log(self, iteration, step=None, last=None, metrics=None, **row):  # row: as ppo_atari.py
