@@ -32,6 +32,8 @@ def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_pat
             copy = shutil.copytree if path.is_dir() else shutil.copy
             (tmp_path / "benchmark").mkdir(exist_ok=True)
             copy(path, tmp_path / path.relative_to(ROOT))
+    for schedule in (tmp_path / "benchmark/log_std").glob("*.txt"):
+        schedule.unlink()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     options = dict(env=os.environ | {"PATH": path, "SEEDS": "3"}, capture_output=True, text=True)
     command = ["bash", tmp_path / "benchmark/log_std.sh", "--dry-run"]
