@@ -22,9 +22,6 @@ STYLE = {  # a hue and a dash for each family, darker for more of its parameter
     "adaptive-kl-0.003": ("#F3B562", "--"), "adaptive-kl-0.01": ("#D97700", "--"),
     "adaptive-kl-0.03": ("#7A3B00", "--"), "fixed-kl-0.3": ("#E8A9CC", ":"),
     "fixed-kl-1": ("#CC6FA3", ":"), "fixed-kl-3": ("#943A6C", ":"), "fixed-kl-10": ("#4B1233", ":"),
-    "clip-0.2-std-unclipped": ("#79BDEB", "-."), "clip-0.2-std-held": ("#0072B2", "-."),
-    "fixed-kl-1-std-of-clip": ("#CC6FA3", "-."), "adaptive-kl-0.01-std-of-clip": ("#D97700", "-."),
-    "no-clip-std-of-clip": ("#000000", "-."),
 }  # fmt: skip
 FAMILIES = {"no-clip": "no clipping", "clip": "clipping, ε", "fixed-kl": "fixed KL, β",
             "adaptive-kl": "adaptive KL, d_targ (thin line)"}  # fmt: skip

@@ -110,9 +110,10 @@ def known(name, *index):
 class Sweep:
     """What the CSV files of a result directory hold."""
 
-    def __init__(self, folder, root, reference="", smooth=5, beside=False):
+    def __init__(self, folder, root, reference="", smooth=5, beside=False, with_page=False):
         self.folder, self.root, self.width, self.beside = folder, root, smooth, beside
-        self.runs = pd.read_csv(folder / "runs.csv").query("status in ('finished', 'diverged')")
+        self.folders = [folder, folder.parent][: 1 + with_page]
+        self.runs = pd.concat([pd.read_csv(x / "runs.csv") for x in self.folders])
         labels = known("labels", "setting")["label"]
         there = sorted(set(self.runs["setting"]))
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
@@ -135,7 +136,7 @@ class Sweep:
 
     def curves(self, column="return"):
         """{(setting, task): DataFrame of values, steps x seeds}."""
-        rows = pd.read_csv(self.folder / "curves.csv")
+        rows = pd.concat([pd.read_csv(x / "curves.csv") for x in self.folders])
         groups = rows.groupby(["setting", "task"]) if column in rows else ()
         return {key: x.pivot(index="step", columns="seed", values=column) for key, x in groups}
 
@@ -179,7 +180,8 @@ def common_tasks(sweep):
 
 def how(name, sweep):
     """How the runs were made, as a list."""
-    runs = sweep.runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
+    runs = pd.read_csv(sweep.folder / "runs.csv")
+    runs = runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
     names = (x.replace("-", "_") for x in (name.split("/")[-1], name.replace("/", "_")))
     scripts = [f"benchmark/{x}.sh" for x in names if (HERE / f"{x}.sh").exists()]
@@ -364,7 +366,7 @@ PAGES = {  # sections of the answer, sections of the details, options of Sweep; 
     "table1/log-std": ([HELD, "curves"], {}, {}),
     "table1-2017": ([summary, "curves"], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "held-out": ([HELD, "curves"], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
-    "held-out/log-std": ([HELD, "curves"], ENTROPY, {}),
+    "held-out/log-std": ([HELD], {}, {"with_page": True}),
     "rivals": ([partial(HELD, paper="paper_fig3"), "curves"], BEATEN, {"reference": "ppo"}),
     "rivals/settings": ([by_task], {}, {}),
     "ablation": ([ablation], TASKS, {"reference": "defaults-clip"}),

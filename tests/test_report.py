@@ -17,6 +17,7 @@ import scipy.stats  # noqa: E402
 
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmark"
 sys.path.insert(0, str(BENCHMARK))
+import noise  # noqa: E402
 import plots  # noqa: E402
 import report  # noqa: E402
 import stats  # noqa: E402
@@ -347,11 +348,19 @@ def test_a_section_of_another_start_of_a_task(tmp_path, monkeypatch):
         assert found is None or name == "held-out/log-std" and found.endswith("log-std: 12")
     page = (tmp_path / "held-out/README.md").read_text()
     assert not (tmp_path / "held-out/log-std/README.md").exists()
-    table = page[page.index("|  | Ant@-0.5 | Ant@-1 |") :].splitlines()
+    table = page[page.index("|  | Ant | Ant@-0.5 | Ant@-1 | Humanoid |") :].splitlines()
     random = report.short(report.known("random_policy", "task")["score"]["Ant"])
-    assert table[2] == f"| random policy | {random} | {random} |"
-    assert table[4] == "| clipping, ε = 0.2 | " + " | ".join(["1,880<br>1,731 to 2,029"] * 2) + " |"
-    assert "SEEDS=3 bash benchmark/log_std.sh" in page and "(log-std/entropy.png)" in page
+    assert table[2].startswith(f"| random policy | {random} | {random} | {random} |")
+    assert table[4] == "| clipping, ε = 0.2 | " + " | ".join(["1,880<br>1,731 to 2,029"] * 4) + " |"
+    assert "SEEDS=3 bash benchmark/log_std.sh" in page and "- 12 runs, seeds 1, 2, 3" in page
+
+    sweep = report.Sweep(tmp_path / "held-out/log-std", tmp_path, with_page=True)
+    monkeypatch.setattr(noise, "HALFWAY", 500)
+    assert noise.points(sweep, "clip-0.2", "Ant") == [(1.5, pytest.approx(1880))] * 3
+    assert len(noise.points(sweep, "clip-0.2", "Humanoid")) == 1
+    monkeypatch.setattr(noise, "PAGE", tmp_path / "held-out")
+    noise.main()
+    assert (tmp_path / "held-out/log-std/noise.png").exists()
 
 
 def test_what_the_clip_and_a_change_add(tmp_path, monkeypatch):

@@ -1,0 +1,46 @@
+"""Draws score against the policy's noise on Ant and Humanoid: results/held-out/log-std/noise.png.
+
+From the CSV files of held-out and of its section; a line joins a setting's starts of log std.
+"""
+
+from itertools import product
+from pathlib import Path
+
+import plots
+from plots import plt
+from report import PAGES, Sweep
+
+PAGE = Path(__file__).resolve().parent / "results/held-out"
+HALFWAY = 500_000  # steps
+
+
+def points(sweep, setting, task):
+    """[(entropy halfway, score)] of a setting's starts on a task, means over seeds, sorted."""
+    curves, scores = sweep.curves("entropy"), sweep.table(common=False)
+    starts = [t for t in sweep.tasks if t.partition("@")[0] == task and (setting, t) in curves]
+    halfway = (curves[setting, t].mean(axis=1).loc[:HALFWAY].iloc[-1] for t in starts)
+    return sorted(zip(halfway, (scores.loc[setting, t].mean() for t in starts)))
+
+
+def main():
+    sweep = Sweep(PAGE / "log-std", PAGE, **PAGES["held-out/log-std"][2])
+    tasks = [x for x in sweep.tasks if "@" not in x]
+    figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 4.5))
+    bases = {s: s.partition("-std-")[0] for s in sweep.label}  # a copy looks like its script
+    look = plots.looks(dict.fromkeys(bases.values()))
+    for (ax, task), (s, base) in product(zip(axes, tasks), bases.items()):
+        found = [x for x in points(sweep, s, task) if x[1] > sweep.random[task]]
+        if found:
+            marker = "D" if s != base else "o" if base in plots.STYLE else "^"
+            style = dict(marker=marker, markeredgecolor="black", markeredgewidth=0.6, **look[base])
+            style |= {"markerfacecolor": "white"} if s.endswith("held") else {}
+            ax.plot(*zip(*found), label=sweep.label[s], **style)
+        ax.set(title=task, xlabel=f"entropy of the policy after {HALFWAY:,} steps")
+    axes[0].set_ylabel("mean return of the last 100 episodes")
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", fontsize=8)
+    axes[-1].axis("off")
+    plots.save(figure, PAGE / "log-std/noise.png")
+
+
+if __name__ == "__main__":
+    main()
