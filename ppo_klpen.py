@@ -1168,7 +1168,7 @@ class Replay(TorchDispatchMode):
                 if not name.startswith("__")}  # fmt: skip
 
     def __torch_dispatch__(self, target, types, args=(), kwargs=None):
-        """Records an operation of PyTorch's, each that is called within `with self`."""
+        """Records, or nudges, an operation of PyTorch's: each that is called within `with self`."""
         kwargs, name, tags, Tag = kwargs or {}, target.name(), set(target.tags), torch.Tag
         if self.nudge:
             result = target(*args, **kwargs)
@@ -1235,9 +1235,9 @@ class Replay(TorchDispatchMode):
         """Raises Stop(1) if the replay differs from function in two calls running.
 
         A difference may be rounding if it is below the sum of: 1% of a change, or 1e-4 of a result;
-        3e-5 of the size of all tensors of the same owner; and 100 times the effect of a nudge, all
-        there is in the gradient of a saturated tanh. A single larger one may be a sample at the
-        very edge of the clip.
+        3e-5 of the size of all tensors of the same owner; and 100 times the effect of a nudge: the
+        gradient of a saturated tanh is nothing but rounding. A single larger one may be a sample at
+        the very edge of the clip.
         """
         tries, nudged = (self.repeat, self.function, self.function), None
         found, expected, again = (self.try_out(x)[0] for x in tries)
