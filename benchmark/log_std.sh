@@ -2,12 +2,12 @@
 # Is it the exploration noise that makes the clip learn where the penalties do not? On Ant and
 # Humanoid, 1M steps each, seeds first:
 #   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
-#     out of its reach, or held at 0; the others with log std as the clip's runs had it
+#     out of its reach, or alone in it, or held at 0; all with log std as its first run had it
 #   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows;
 #     the page has a column TASK@START of each
 #   - other values of epsilon and beta on Ant, 3 seeds
 #   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds
-#     bash benchmark/log_std.sh [flags of launch.py]           after held_out.sh, and its page
+#     bash benchmark/log_std.sh [flags of launch.py]
 #     python benchmark/report.py held-out/log-std
 #     python benchmark/report.py table1/log-std                the seven tasks
 set -euo pipefail
@@ -32,7 +32,9 @@ ROWS=(
 )
 COPIES=(
   "clip-0.2-std-unclipped      unclipped_ppo_continuous.py"
+  "clip-0.2-std-only           unclipped_ppo_continuous.py --unclipped mean"
   "clip-0.2-std-held           scheduled_ppo_continuous.py --log-std 0"
+  "clip-0.2-std-of-clip        scheduled_ppo_continuous.py"
   "fixed-kl-1-std-of-clip      scheduled_ppo_klpen.py --no-adapt-kl-coef --kl-coef 1"
   "adaptive-kl-0.01-std-of-clip  scheduled_ppo_klpen.py --kl-target 0.01"
   "no-clip-std-of-clip         scheduled_ppo_noclip.py"
@@ -56,7 +58,7 @@ for script in ppo_continuous ppo_noclip ppo_klpen; do
 done
 
 # log std of the clip's runs at the start and at every tenth of training, from their entropy; kept,
-# so that a page of more seeds does not change the commands of runs that have begun
+# so that a page of more seeds does not change the commands; without the file, of held-out's page
 points() {
   local file="benchmark/log_std/$1.txt" found
   if [ -e "$file" ]; then

@@ -45,7 +45,7 @@ def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_pat
     curves = tmp_path / "benchmark/results/held-out/curves.csv"
     curves.write_text("setting,task,seed,step,entropy\n" + "".join(rows))
     done = subprocess.run(command, **options)
-    assert done.returncode == 0 and done.stdout.count("\n") == 258
+    assert done.returncode == 0 and done.stdout.count("\n") == 270
     assert not list((tmp_path / "benchmark/log_std").glob("*.txt"))
 
 
@@ -65,13 +65,14 @@ def test_log_std_is_what_the_schedule_says(script, tmp_path):
     assert np.allclose(np.diff(entropy), -0.5, atol=1e-5)
 
 
-def test_log_std_alone_learns_without_the_clip(tmp_path):
-    """Its gradient is that of eq. 6, the network's that of eq. 7."""
+@pytest.mark.parametrize("free", ["log_std", "mean"])
+def test_log_std_or_the_mean_learns_without_the_clip(free, tmp_path):
+    """Its gradient is that of eq. 6, the other's that of eq. 7."""
     path = patched(ppo_continuous, "unclipped", tmp_path)
     spec = importlib.util.spec_from_file_location("unclipped", path)
     spec.loader.exec_module(copy := importlib.util.module_from_spec(spec))
     torch.manual_seed(0)
-    agent = ppo_continuous.Agent(5, 3, args := ppo_continuous.Args(vf_coef=1e-12))
+    agent = ppo_continuous.Agent(5, 3, args := copy.Args(vf_coef=1e-12, unclipped=free))
     obs, actions, old_logprob, advantage, *targets = minibatch_of(ppo_continuous, agent, 64)
     with torch.no_grad():
         for p in agent.parameters():
@@ -93,6 +94,7 @@ def test_log_std_alone_learns_without_the_clip(tmp_path):
     minibatch = obs, actions, old_logprob, advantage, *targets
     metrics = copy.update(agent, Nothing(), args, 0.0, 0.2, *minibatch)
     assert torch.allclose(metrics[0], objectives[0], atol=1e-6)
-    expected = clipped | {"log_std": unclipped["log_std"]}
     for name in names:
-        assert torch.allclose(agent.get_parameter(name).grad, expected[name], rtol=1e-4, atol=1e-6)
+        expected = unclipped if (name == "log_std") == (free == "log_std") else clipped
+        gradient = agent.get_parameter(name).grad
+        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6)
