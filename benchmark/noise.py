@@ -12,6 +12,7 @@ from report import PAGES, Sweep
 
 PAGE = Path(__file__).resolve().parent / "results/held-out"
 HALFWAY = 500_000  # steps
+COPIES = {"of-clip": "D", "unclipped": "v", "only": "P", "held": "s"}  # marker by NAME-std-COPY
 
 
 def points(sweep, setting, task):
@@ -26,14 +27,13 @@ def main():
     sweep = Sweep(PAGE / "log-std", PAGE, **PAGES["held-out/log-std"][2])
     tasks = [x for x in sweep.tasks if "@" not in x]
     figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 4.5))
-    bases = {s: s.partition("-std-")[0] for s in sweep.label}  # a copy looks like its script
-    look = plots.looks(dict.fromkeys(bases.values()))
-    for (ax, task), (s, base) in product(zip(axes, tasks), bases.items()):
+    bases = {s: s.partition("-std-")[::2] for s in sweep.label}  # a copy has its script's colour
+    look = plots.looks(dict.fromkeys(base for base, _ in bases.values()))
+    for (ax, task), (s, (base, copy)) in product(zip(axes, tasks), bases.items()):
         found = [x for x in points(sweep, s, task) if x[1] > sweep.random[task]]
         if found:
-            marker = "D" if s != base else "o" if base in plots.STYLE else "^"
+            marker = COPIES.get(copy, "o" if base in plots.STYLE else "^")
             style = dict(marker=marker, markeredgecolor="black", markeredgewidth=0.6, **look[base])
-            style |= {"markerfacecolor": "white"} if s.endswith("held") else {}
             ax.plot(*zip(*found), label=sweep.label[s], **style)
         ax.set(title=task, xlabel=f"entropy of the policy after {HALFWAY:,} steps")
     axes[0].set_ylabel("mean return of the last 100 episodes")

@@ -188,6 +188,7 @@ def how(name, sweep):
     made = [f"`SEEDS={runs['seed'].nunique()} bash {x}`" for x in scripts[:1]]
     made += [f"`python benchmark/report.py {name if made else name.split('/')[0]}`"]
     lines = [", then ".join(made)]
+    seeds += ", not all of every row" * bool(len(runs) < runs[KEY].nunique().prod())
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
     lines += [f"the first: `{runs['command'].iloc[0].split(' --run-dir')[0]}`"]
     for title, column in (("commit", "git_commit"), ("on", "machine"), ("with", "versions")):

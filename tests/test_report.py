@@ -282,7 +282,8 @@ def test_runs_that_have_just_begun_spoil_no_page(tmp_path, monkeypatch):
     (tmp_path / "runs/ppo/Reacher/1/summary.json").write_text(json.dumps(summary))
     result, files = make_report(monkeypatch, tmp_path, "mujoco")
     page = files["README.md"].decode()
-    assert result is None and "| Hopper | 1,760 |" in page and "\n- 2 runs, seeds 1, 4;" in page
+    assert result is None and "| Hopper | 1,760 |" in page
+    assert "\n- 2 runs, seeds 1, 4, not all of every row;" in page
     assert "\n- diverged: ppo/Reacher/1" in page
     shutil.rmtree(tmp_path / "runs/ppo/Reacher")
     (tmp_path / "runs/ppo/Hopper/4/summary.json").unlink()
@@ -377,6 +378,7 @@ def test_what_the_clip_and_a_change_add(tmp_path, monkeypatch):
     assert f"{row} -0.50 (-0.50 to -0.50) | -0.50 (-0.50 to -0.50) |" in page
     assert "Mean of what the clip adds: 0.25 (0.25 to 0.25)." in page
     assert "Means are of the tasks that every row has: Hopper." in page
+    assert "- 13 runs, seeds 1, 2, 3, not all of every row; " in page
 
 
 @pytest.mark.parametrize("name", COMMITTED)
