@@ -2,7 +2,8 @@
 # Is it the exploration noise that makes the clip learn where the penalties do not? On Ant and
 # Humanoid, 1M steps each, seeds first:
 #   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
-#     out of its reach, or alone in it, or held at 0; all with log std as its first run had it
+#     out of its reach, alone in its reach, or held at 0; four rows with the log std of the clip's
+#     first run
 #   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows;
 #     the page has a column TASK@START of each
 #   - other values of epsilon and beta on Ant, 3 seeds
@@ -57,8 +58,8 @@ for script in ppo_continuous ppo_noclip ppo_klpen; do
   done
 done
 
-# log std of the clip's runs at the start and at every tenth of training, from their entropy; kept,
-# so that a page of more seeds does not change the commands; without the file, of held-out's page
+# log std of the clip's first run at the start and at every tenth of training. Kept in a file, so that
+# more seeds do not change the commands; without it, taken from the entropy on held-out's page.
 points() {
   local file="benchmark/log_std/$1.txt" found
   if [ -e "$file" ]; then
