@@ -278,7 +278,7 @@ def told_apart(sweep):
     if not pairs:  # of fewer than three seeds
         return ""
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5. "
-    text += "Of pairs of like rows 1 in 11 would with 3 seeds, 1 in 17 with 6, 1 in 20 with 10.\n\n"
+    text += "Of equal rows at most 1 in 11 would with 3 seeds, 1 in 17 with 6, 1 in 20 with 10.\n\n"
     rows = [[*map(sweep.label.get, key), cell(p, "{:.3f}".format)] for key, p in found.items()]
     return text + markdown(["A", "B", "P(A beats B)"], rows, texts=2)
 
