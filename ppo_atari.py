@@ -70,7 +70,7 @@ class Common:
     total_timesteps: Int = 10_000_000  # of 4 frames each, rounded down to whole iterations
     seed: Int = 1
     num_envs: Int = 8  # N, actors
-    network: Literal["nature", "a3c"] = "nature"  # (+) A3C's is cited, Nature's was used
+    network: Literal["nature", "a3c"] = "nature"  # (+) the paper cites A3C's, code used Nature's
     init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # (+) kind of initial weights
     episodic_life: bool = True  # (+) a life lost ends the return, though not the game
     clip_rewards: bool = True  # (+) learn from the sign of rewards
