@@ -53,7 +53,7 @@ def figure_1(clip_coef=0.2):
             ax.set_xticks([0, 1, edge, 2], labels if ax is bottom else [])
         bottom.set_xlabel("probability ratio r")
     axes[0, 0].set_ylabel("L$^{CLIP}$ / |A|")
-    axes[1, 0].set_ylabel("its gradient by r")
+    axes[1, 0].set_ylabel("its derivative in r")
     save(figure, OUT / "figure1.png")
 
 
@@ -167,7 +167,7 @@ def speed(path):
     })  # fmt: skip
     parts.plot.barh(ax=right, stacked=True, color=CYCLE[3:], xlabel="our microseconds a step")
     for ax in (left, right):
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=3, columnspacing=1)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8, ncols=2, columnspacing=1)
         ax.tick_params(axis="y", length=0)
     left.locator_params(axis="x", nbins=4)
     left.xaxis.set_major_formatter("{x:,.0f}")
@@ -193,7 +193,7 @@ def main():
     command = " ".join(["python benchmark/figures.py", *map(shlex.quote, sys.argv[1:])])
     text = f"""# Where does the clipped objective stop an update?
 
-Where the mean KL is about as large as in the paper. L^CLIP peaks at an E[KL] of {kl:.4f}; in the
+At about the mean KL of the paper. L^CLIP peaks at an E[KL] of {kl:.4f}; in the
 paper's Figure 2 it peaks at about 0.02. L^CPI, the surrogate without clipping (eq. 6), has no such
 point: it goes on rising.
 
@@ -210,8 +210,8 @@ first update. θ_new lies at λ = 1.
 
 ![figure 1](figure1.png)
 
-Figure 1 of the paper: one time step's term of L^CLIP, eq. 7, with ε = 0.2, and its gradient by the
-ratio. The gradient is 0 where the ratio has gone further than ε in the direction that the
+Figure 1 of the paper: one time step's term of L^CLIP, eq. 7, with ε = 0.2, and its derivative in
+the ratio. The gradient is 0 where the ratio has gone further than ε in the direction that the
 advantage asks for. Everywhere else it is full: on the way back nothing is clipped. The dot is
 where every update starts, r = 1.
 

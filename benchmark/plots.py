@@ -11,7 +11,7 @@ plt.rcParams.update({
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "savefig.dpi": 110,
     "font.size": 10, "axes.grid": True, "grid.color": "#E6E6E6", "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
-    "legend.title_fontsize": 7, "figure.labelsize": 10,
+    "axes.labelsize": 8, "figure.labelsize": 10, "legend.handlelength": 3,
 })  # fmt: skip
 
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]  # Okabe, Ito
@@ -62,12 +62,13 @@ def panel(ax, table, task, look, sweep, lines, random):
         ax.axhline(y, **style)
     if least[0] < (floor := 1.5 * random - 0.5 * top) < top:  # a collapse would flatten all else
         ax.set_ylim(floor, top + 0.05 * (top - floor))
-        ax.legend([], [], title="lowest {:,.0f}\n{}".format(*least), loc="lower left", frameon=True)
+        ax.set_xlabel("million steps\nlowest {:,.0f}, {}".format(*least))
 
 
 def curves(path, sweep, column="return"):
     """Learning curves, a panel a task; rows for a family, with no clipping and 0.2 in each."""
     table, look, score = sweep.curves(column), looks(sweep.label), column == "return"
+    look = {s: look[s] for s in look if score or s != "pg"}  # its entropy would flatten all else
     groups = [x for x in ("clip", "adaptive-kl", "fixed-kl", None) if x in map(family, look)]
     groups = groups if len(groups) > 2 else [""]
     lines = dict(sweep.others) if sweep.beside and score and len(look) == 1 else {}
@@ -83,8 +84,8 @@ def curves(path, sweep, column="return"):
         shown = {s: look[s] for s in shown} if group != "" else look
         for ax, task in zip(axs, sweep.tasks):
             levels = [(x[task], across[name]) for name, x in lines.items()]
-            panel(ax, table, task, shown, sweep, levels, sweep.random[task] if score else np.nan)
             ax.set(title=task, xlabel="million steps", yscale=scale)
+            panel(ax, table, task, shown, sweep, levels, sweep.random[task] if score else np.nan)
         for ax in axs[panels - 1 :]:
             ax.axis("off")
         names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
@@ -102,16 +103,13 @@ def scores(path, labels, columns, paper=None):
         y = np.arange(len(labels)) + shift
         ax.barh(y, found[:, 0], 0.36, color=colour, label=name)
         ax.hlines(y, found[:, 1], found[:, 2], color="#333333", linewidth=2)
+        for i in np.flatnonzero(found[:, 0] < -1):  # else one row would flatten all others
+            ax.set_xlim(-1, 1.15)
+            ax.text(-0.98, y[i], f"← {found[i, 0]:,.0f}", va="center", color="white", fontsize=8)
     if paper is not None and paper.notna().any():
         ax.plot(paper, range(len(labels)), "kD", markersize=5, label="paper")
-    first = next(iter(columns.values()))[:, 0]
-    if np.nanmin(first) < -1:  # else one row would flatten all others
-        ax.set_xlim(-1, 1.15)
-        for y in np.flatnonzero(first < -1):
-            ax.text(-0.98, y + shifts[0], f"← {first[y]:,.0f}", va="center", color="white")
-    ax.set_xlabel("mean normalised score (random policy 0, best result 1)")
     ax.set_yticks(range(len(labels)), labels)
-    ax.invert_yaxis()
+    ax.set(xlabel="mean normalised score (random policy 0, best 1)", ylim=(len(labels) - 0.5, -0.5))
     figure.legend(loc="outside upper center", ncols=3)
     save(figure, path)
 
@@ -122,21 +120,23 @@ def kl(path, sweep):
     groups = [name for name in (*FAMILIES, None) if name in map(family, look)]
     columns = -(-len(groups) // (rows := 1 + (len(groups) > 3)))
     size = 4 * columns, rows * (3.4 + 0.2 * len(look) / len(groups))  # with the legends below
+    alpha = 0.12 * (len(look) < 5 * len(groups))  # more bands would hide each other
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
     for ax, name in zip(axes.flat, groups):
         for s in (s for s in look if family(s) == name and s in {x for x, _ in table}):
             pooled = pd.concat([x for key, x in table.items() if key[0] == s], axis=1)
             low, middle, high = (pooled.quantile(q, axis=1).dropna() for q in (0.1, 0.5, 0.9))
-            label = sweep.label[s].removeprefix(f"{FAMILIES.get(name, '').partition(' (')[0]} = ")
             x = middle.index / 1e6
-            ax.fill_between(x, low, high, color=look[s]["color"], alpha=0.12, linewidth=0)
+            label = sweep.label[s].removeprefix(f"{FAMILIES.get(name, '').partition(' (')[0]} = ")
+            ax.fill_between(x, low, high, color=look[s]["color"], alpha=alpha, linewidth=0)
             ax.plot(x, middle, label=label, **look[s])
             if name == "adaptive-kl":
                 ax.axhline(float(s.split("-")[2]), color=look[s]["color"], linewidth=0.8)
-        ax.set(title=FAMILIES.get(name, "others" * (len(groups) > 1)), yscale="log")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=8)
+        title = FAMILIES.get(name, "others" * (len(groups) > 1))
+        ax.set(title=title, xlabel="million steps", yscale="log")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
     for ax in axes.flat[len(groups) :]:
         ax.axis("off")
-    figure.supylabel("KL[pi_old, pi] after the update, by million steps")
+    figure.supylabel("KL[pi_old, pi] after the update")
     axes[0, 0].set_ylim(np.clip(axes[0, 0].get_ylim(), 1e-5, 1e3))  # L^PG goes far beyond
     save(figure, path)

@@ -258,8 +258,8 @@ def summary(sweep):
         "best setting = 1": setting["mean"],
         "IQM": run["iqm"],
         "all of training": whole["mean"],
-        f"less {sweep.label[base]}": [x if x[0] else "-" for x in run["less"]],
-        f"P({sweep.label[base]} beats it)": [pairs.get((base, s), ["-"])[-1] for s in sweep.label],
+        f"minus {sweep.label[base]}": [x if x[0] else "-" for x in run["less"]],
+        f"P({sweep.label[base]} > it)": [pairs.get((base, s), ["-"])[-1] for s in sweep.label],
         "runs": there.map(len).sum(axis=1),
     }
     text = f"{table(columns, labels)}\n"
@@ -278,7 +278,7 @@ def told_apart(sweep):
     if not pairs:  # of fewer than three seeds
         return ""
     text = f"{len(found)} of {len(pairs) // 2} pairs: the interval of P(A beats B) excludes 0.5. "
-    text += "Of equal rows at most 1 in 11 would with 3 seeds, 1 in 17 with 6, 1 in 20 with 10.\n\n"
+    text += "Of equal pairs at most 1 in 11 do with 3 seeds, 1 in 17 with 6, 1 in 20 with 10.\n\n"
     rows = [[*map(sweep.label.get, key), cell(p, "{:.3f}".format)] for key, p in found.items()]
     return text + markdown(["A", "B", "P(A beats B)"], rows, texts=2)
 
@@ -328,7 +328,7 @@ def beaten(sweep):
         return ""
     base, others = sweep.reference, [s for s in sweep.label if s != sweep.reference]
     found = np.array([statistics(sweep)[3][base, s] for s in others]).transpose(1, 0, 2)
-    text = f"How likely a run of {sweep.label[base]} beats one of the row:\n\n"
+    text = f"How likely a run of {sweep.label[base]} is to beat one of the row:\n\n"
     return text + table(dict(zip([*sweep.table(), "mean"], found)), map(sweep.label.get, others))
 
 

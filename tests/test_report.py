@@ -214,9 +214,9 @@ SWEEPS = {  # what a made-up sweep has, and what its page must say
     "ablation": ([f"{x}-{y}" for x in ("defaults", "raw-rewards") for y in ("clip", "no-clip")],
                  ["Hopper", "Walker2d"], "| rewards not scaled |"),
     "kl-constants": (["defaults", "factor-4", "beta-10"], ["Hopper", "Walker2d"],
-                     "P(the defaults beats it)"),
+                     "P(the defaults > it)"),
     "no-clip": (["2017-code", "30-epochs"], ["Hopper", "Walker2d"], "the code of July 2017"),
-    "bfloat16": (["float32", "bf16"], ["Krull", "Pong"], "less float32"),
+    "bfloat16": (["float32", "bf16"], ["Krull", "Pong"], "minus float32"),
     "atari": (["ppo", "a2c", "acer"], GAMES, "Games won, of 12"),
     "another": (["x", "y"], ["Hopper"], "## How it was made"),
 }  # fmt: skip
