@@ -958,8 +958,9 @@ def evaluate(args, policy):
         if not {f.name for f in fields(args)} <= saved.keys():
             raise ValueError(f"it was made by {saved.get('script')}")
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
-        if ":" in run_args.env_id and run_args.env_id != args.env_id:
-            raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
+        other = args.env_id != run_args.env_id  # code is run only if it is named
+        if other and (":" in run_args.env_id or args.env_id != resolve(type(args).env_id)):
+            raise ValueError(f"give its own task: --env-id {run_args.env_id}")
         env = make_env(run_args, args.capture_video)
         close(env)
         agent = policy(*sizes(env), run_args)
@@ -1047,6 +1048,8 @@ def parse(argv, flags, script, doc):
             box = [line.strip("│ ") for line in stderr.getvalue().splitlines()[1:]]
             text = " ".join(line for line in box if line.strip("─-"))
             raise Stop(2, text.split("For full helptext")[0] or stderr.getvalue()) from None
+    if args.run_dir == "":
+        raise Stop(2, "--run-dir: must name a directory")
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
 

@@ -427,7 +427,8 @@ def make_env(args, video=False):
             env = gym.wrappers.FlattenObservation(env)
         if args.clip_actions:
             env = gym.wrappers.ClipAction(env)  # (+)
-        size = env.observation_space.shape
+        if (size := env.observation_space.shape) is None:
+            raise ValueError(f"observations must flatten to a vector, not {space}")
         if 0 in (*size, *actions.shape):
             raise ValueError(f"there is nothing to see or to do: {space}, {actions}")
         obs, _ = env.reset(seed=seed)
@@ -436,7 +437,7 @@ def make_env(args, video=False):
         again, _ = env.reset(seed=seed)
         reward = float(np.asarray(reward).item())
         for x, shape in ((obs, size), (next_obs, size), (again, size), (reward, ())):
-            if np.shape(x) != shape or not np.isfinite(x).all():
+            if np.shape(x) != shape or not torch.tensor(np.float64(x)).float().isfinite().all():
                 raise ValueError(f"it should return something finite of shape {shape}, not {x}")
         if video:
             if hasattr(getattr(env.unwrapped, "model", None), "vis"):  # MuJoCo: ten times as fast
@@ -880,8 +881,9 @@ def evaluate(args, policy):
         if not {f.name for f in fields(args)} <= saved.keys():
             raise ValueError(f"it was made by {saved.get('script')}")
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
-        if ":" in run_args.env_id and run_args.env_id != args.env_id:
-            raise ValueError(f"to run the code of its task, add --env-id {run_args.env_id}")
+        other = args.env_id != run_args.env_id  # code is run only if it is named
+        if other and (":" in run_args.env_id or args.env_id != resolve(type(args).env_id)):
+            raise ValueError(f"give its own task: --env-id {run_args.env_id}")
         env = make_env(run_args, args.capture_video)
         close(env)
         agent = policy(*sizes(env), run_args)
@@ -974,6 +976,8 @@ def parse(argv, flags, script, doc):
             box = [line.strip("│ ") for line in stderr.getvalue().splitlines()[1:]]
             text = " ".join(line for line in box if line.strip("─-"))
             raise Stop(2, text.split("For full helptext")[0] or stderr.getvalue()) from None
+    if args.run_dir == "":
+        raise Stop(2, "--run-dir: must name a directory")
     args.env_id, args.exp_name = resolve(args.env_id), args.exp_name or Path(script).stem
     return args
 

@@ -397,7 +397,7 @@ def page(name, folder, root, mark="#"):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="of the sweep: mujoco, table1, ...")
+    parser.add_argument("name", type=lambda x: x.strip("/"), help="of the sweep: mujoco, ...")
     parser.add_argument("--runs", type=Path, help="default: runs/NAME")
     parser.add_argument("--out", type=Path, help="default: benchmark/results/NAME")
     args = parser.parse_args()

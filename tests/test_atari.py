@@ -862,6 +862,13 @@ def test_eval_refuses_a_game_that_is_not_the_agents(env_id, word, whole, tmp_pat
     assert "--eval run" in program.err and word in program.err
 
 
+def test_eval_refuses_a_game_that_the_run_did_not_play(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "cwd/run")
+    program = Program(ppo_atari, tmp_path / "cwd", "--eval", "run", "--env-id", "Freeway")
+    assert program.wait() == 2 and program.err.count("\n") == 1
+    assert "--eval run" in program.err and "its own task: --env-id" in program.err
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [

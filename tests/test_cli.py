@@ -32,6 +32,8 @@ BAD = [  # flags of ppo_continuous.py, and words that the one line on stderr mus
     ("--env-id Pusher-v4", "--env-id Pusher-v4 mujoco<3"),
     ("--env-id toys:Raises-v0", "--env-id toys:Raises-v0 RuntimeError motor off"),
     ("--env-id toys:ShowsNaN-v0", "--env-id toys:ShowsNaN-v0 finite nan"),
+    ("--env-id toys:ShowsHuge-v0", "--env-id toys:ShowsHuge-v0 finite e+60"),
+    ("--env-id toys:Listed-v0", "--env-id toys:Listed-v0 vector Sequence"),
     ("--env-id toys:PaysNaN-v0", "--env-id toys:PaysNaN-v0 finite nan"),
     ("--env-id toys:Misshapen-v0", "--env-id toys:Misshapen-v0 shape (1,)"),
     ("--env-id toys:Misshapen-v0 --num-envs 2", "--env-id toys:Misshapen-v0 shape (1,)"),
@@ -67,6 +69,7 @@ BAD = [  # flags of ppo_continuous.py, and words that the one line on stderr mus
     ("--seed 1e20", "--seed 1e+20"),
     ("--eval nowhere", "--eval nowhere"),
     ("--eval=", "--eval not a finished run"),
+    ("--run-dir=", "--run-dir name"),
 ]
 BAD = [(ppo_continuous, *case) for case in BAD] + [
     (ppo_continuous, "--clip-coef 1.5", "--clip-coef 1.5"),

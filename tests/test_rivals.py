@@ -380,6 +380,17 @@ def test_cem_draws_with_its_noise_added():
     assert trained(cem, *argv).rows[0]["mean_std"] == pytest.approx(0.5)
 
 
+def test_cem_plays_no_more_than_10000_steps_of_a_policy():
+    """Of a task that nothing ends, as ppo_continuous.play() does."""
+    args = cem.Args(env_id="toys:Forever-v0", total_timesteps=25_000)
+    envs, ends = ppo.Envs(args, lambda *episode: None), []
+    for _ in range(3):
+        cem.play(args, envs, lambda obs, noise: np.zeros((1, 1), np.float32), None, [])
+        ends.append(envs.global_step)
+    envs.close()
+    assert ends == [10_000, 20_000, 25_000]
+
+
 @pytest.mark.parametrize("rival, flags", CASES)
 def test_replay_equals_plain_pytorch(rival, flags):
     a, b = (trained(rival, *flags, "--total-timesteps", "2560", f"--{how}")

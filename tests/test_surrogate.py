@@ -115,6 +115,10 @@ def test_beta_follows_a_scripted_kl_sequence():
     assert betas == [1, 2, 4, 8, 8, 8, 4, 2, 4]
     assert [ppo_klpen.adapt(1.0, kl, 0.01, 2, 3) for kl in (0.021, 0.019, 0.0049)] == [3, 1, 1 / 3]
     assert [ppo_klpen.adapt(1.0, kl, 3.0) for kl in (2.0, 4.5)] == [1, 1]
+    beta = 1.0
+    for _ in range(2000):  # while nothing is learned
+        beta = ppo_klpen.adapt(beta, 0.0, kl_target=0.01)
+    assert ppo_klpen.adapt(beta, 1.0, kl_target=0.01) == 2 * beta > 0
 
 
 def test_beta_moves_once_an_iteration_by_its_final_kl(tmp_path):

@@ -124,8 +124,8 @@ class Raises(Toy):
 class Shows(Toy):
     """Shows the observation that it was made with, whatever its space says."""
 
-    def __init__(self, shown):
-        self.number = np.array(shown, np.float32)
+    def __init__(self, shown, dtype=np.float32):
+        self.number = np.array(shown, dtype)
 
     def observe(self):
         return self.number
@@ -572,7 +572,7 @@ class Last(Toy):
 
 
 class Huge(Toy):
-    """Shows numbers of the size that it was made with, or pays them."""
+    """Shows numbers of the size that it was made with, or pays them, but not in its first step."""
 
     observation_space = Box(-np.inf, np.inf, (1,), np.float64)
 
@@ -580,12 +580,13 @@ class Huge(Toy):
         self.sizes = obs, reward
 
     def reset(self, **kwargs):
-        obs, info = super().reset(**kwargs)
+        (obs, info), self.size = super().reset(**kwargs), (1.0, 1.0)
         return obs.astype(np.float64), info
 
     def step(self, action):
-        obs, reward, *rest = super().step(action)
-        return obs.astype(np.float64) * self.sizes[0], reward * self.sizes[1], *rest
+        (obs, reward, *rest), size = super().step(action), self.size
+        self.size = self.sizes
+        return obs.astype(np.float64) * size[0], reward * size[1], *rest
 
 
 class Painted(Toy):
@@ -715,6 +716,7 @@ for toy in short:
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Long-v0", Toy, max_episode_steps=300)
 gym.register("ShowsNaN-v0", Shows, kwargs={"shown": [np.nan]})
+gym.register("ShowsHuge-v0", Shows, kwargs={"shown": [1e60], "dtype": np.float64})
 gym.register("Misshapen-v0", Shows, kwargs={"shown": [0, 0, 0]})
 gym.register("Count-v0", Count)
 gym.register("Endless-v0", Endless, max_episode_steps=8)

@@ -18,7 +18,7 @@ policy of 10 and 5 tanh units, elite, noise. But the population is 40 instead of
 be no more than a thousand episodes (benchmark/rivals_settings.sh compares four); the moments of
 observations change between generations alone; the noise decreases by steps, not generations;
 weights and biases begin as PyTorch's, but the last weights, as there, at a tenth. Every episode of
-training counts.
+training counts, and the last generation may be cut short.
 Shapes: O observation size, A action size, D number of weights.
 """
 
@@ -105,10 +105,13 @@ def refit(population, scores, elite):
 
 
 def play(args, envs, act, noise, seen):
-    """The return of an episode, or of its part up to the run's last step; appends obs to seen."""
-    episode = envs.episode[0]
+    """The return of an episode, or of its first 10,000 steps, or of those up to the run's last.
+
+    Appends obs to seen.
+    """
+    episode, end = envs.episode[0], min(envs.global_step + 10_000, args.total_timesteps)
     with envs.own_settings():
-        while envs.episode[0] == episode and envs.global_step < args.total_timesteps:
+        while envs.episode[0] == episode and envs.global_step < end:
             seen.append(envs.obs[0].copy())
             envs.step(act(envs.obs, noise))
     return envs.pop_steps()["rewards"].sum().item()
