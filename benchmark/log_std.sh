@@ -4,6 +4,7 @@
 #   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
 #     out of its reach, alone in its reach, or held at 0; four rows with the log std of the clip's
 #     first run
+#   - five rows with the norm of the gradient clipped, 3 seeds: benchmark/gradients.py says why
 #   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows;
 #     the page has a column TASK@START of each
 #   - other values of epsilon and beta on Ant, 3 seeds
@@ -39,6 +40,13 @@ COPIES=(
   "fixed-kl-1-std-of-clip      scheduled_ppo_klpen.py --no-adapt-kl-coef --kl-coef 1"
   "adaptive-kl-0.01-std-of-clip  scheduled_ppo_klpen.py --kl-target 0.01"
   "no-clip-std-of-clip         scheduled_ppo_noclip.py"
+)
+GRADIENT=(
+  "clip-0.2-grad-clipped          ppo_continuous.py --max-grad-norm 0.5"
+  "fixed-kl-1-grad-clipped        ppo_klpen.py --no-adapt-kl-coef --kl-coef 1 --max-grad-norm 0.5"
+  "fixed-kl-3-grad-clipped        ppo_klpen.py --no-adapt-kl-coef --kl-coef 3 --max-grad-norm 0.5"
+  "adaptive-kl-0.01-grad-clipped  ppo_klpen.py --kl-target 0.01 --max-grad-norm 0.5"
+  "no-clip-grad-clipped           ppo_noclip.py --max-grad-norm 0.5"
 )
 RANGE=(
   "clip-0.05          ppo_continuous.py --clip-coef 0.05"
@@ -101,6 +109,10 @@ for seed in $(seq "${SEEDS:-3}"); do
       read -r setting command <<< "$line"
       [[ "$setting" != *-of-clip ]] || command+=" --log-std '$std'"
       run held-out/log-std "$setting" "$task" "$seed" "runs/log-std-copies/$command"
+    done
+    for line in "${GRADIENT[@]}"; do
+      read -r setting command <<< "$line"
+      run held-out/log-std "$setting" "$task" "$seed" "$command"
     done
   done
   for start in -1 -0.5 -1.5; do
