@@ -1,4 +1,4 @@
-"""The copies of the scripts that benchmark/log_std.sh makes by patches."""
+"""The copies of the scripts that benchmark/log_std.sh makes by patches; gradients.py."""
 
 import importlib.util
 import os
@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import MUJOCO_SCRIPTS, ROOT, Program, minibatch_of
 
 import ppo_continuous
+
+sys.path.append(str(ROOT / "benchmark"))
+import gradients
 
 pytestmark = pytest.mark.skipif(not shutil.which("patch"), reason="patch is not installed")
 
@@ -98,3 +102,25 @@ def test_log_std_or_the_mean_learns_without_the_clip(free, tmp_path):
         expected = unclipped if (name == "log_std") == (free == "log_std") else clipped
         gradient = agent.get_parameter(name).grad
         assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_those_of_the_scripts(tmp_path, monkeypatch):
+    """Entropy as in metrics.csv; what goes on from a penalty begins with its state, or its Adam."""
+    constants = dict(TASK="InvertedPendulum-v4", TOTAL=8192, SEEDS=(1,), HALF=1, OUT=tmp_path)
+    for name, x in constants.items():
+        monkeypatch.setattr(gradients, name, x)
+    gradients.main()
+    table = pd.read_csv(tmp_path / "gradients.csv").set_index("setting")
+    flags = "--env-id InvertedPendulum --total-timesteps 8192 --run-dir run".split()
+    for name, (script, more, parts) in gradients.ROWS.items():
+        found = table.loc[[name]]
+        assert list(found["step"]) == [2048, 4096][len(parts) > 0 :] and (found["root"] > 0).all()
+        if not more and not parts:
+            program = Program(script, tmp_path / script.__name__, *flags)
+            assert program.wait() == 0, program.err
+            rows = pd.read_csv(tmp_path / script.__name__ / "run/metrics.csv")
+            assert list(rows["entropy"][:2]) == pytest.approx(list(found["entropy"]), rel=1e-5)
+    kept, fresh = (table.loc[f"β = 1, then ε = 0.2{x}"] for x in ("", ", new Adam"))
+    before = table.loc["fixed KL, β = 1"].iloc[0]
+    assert abs(kept["entropy"] - before["entropy"]) < 0.05 > abs(fresh["entropy"] - kept["entropy"])
+    assert kept["root"] != fresh["root"] and (tmp_path / "gradients.png").exists()
