@@ -1,6 +1,6 @@
 """Draws why the policy's noise falls with the clip and stays with a penalty: held-out/log-std.
 
-    python benchmark/gradients.py    makes gradients.csv and gradients.png there
+    python benchmark/gradients.py    makes gradients.png there, and gradients.csv if there is none
 
 Adam divides its step by the root of a running mean of squared gradients. On Ant, for the first 100
 iterations of a run of 1M steps, this notes that root for log std, and the entropy. Two rows begin
@@ -87,6 +87,7 @@ def draw():
         ax.fill_between(steps, x.min(axis=1), x.max(axis=1), color=colour, alpha=0.12, linewidth=0)
         ax.plot(steps, x.mean(axis=1), dash, color=colour, label=name)
         ax.set_xlabel("million steps")
+        ax.locator_params(axis="x", nbins=5)
     axes[0].set_title("entropy of the policy")
     axes[1].set(title="root in Adam's step of log std", yscale="log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
@@ -97,14 +98,16 @@ def main():
     torch.set_num_threads(1)
     ppo_continuous.gym.logger.min_level = ppo_continuous.gym.logger.ERROR
     rows, half = [("setting", "seed", "step", "entropy", "root")], {}
-    for seed, (name, (script, flags, parts)) in product(SEEDS, ROWS.items()):
+    there = (OUT / "gradients.csv").exists()
+    for seed, (name, (script, flags, parts)) in product([] if there else SEEDS, ROWS.items()):
         note = trained(script, flags, seed, {x: half[seed][x] for x in parts})
         if flags == BETA:
             half[seed] = note.half
         rows += [(name, seed, step, f"{h:.6g}", f"{x:.6g}") for step, h, x in note.rows]
         print(name, seed, *rows[-1][2:], flush=True)
-    with open(OUT / "gradients.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    if not there:
+        with open(OUT / "gradients.csv", "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
     draw()
 
 

@@ -12,7 +12,7 @@ from report import PAGES, Sweep
 
 PAGE = Path(__file__).resolve().parent / "results/held-out"
 HALFWAY = 500_000  # steps
-COPIES = {"of-clip": "D", "unclipped": "v", "only": "P", "held": "s"}  # marker by NAME-std-COPY
+COPIES = {"of-clip": "D", "unclipped": "v", "only": "P", "held": "s", "clipped": "X"}  # markers
 
 
 def points(sweep, setting, task):
@@ -26,8 +26,9 @@ def points(sweep, setting, task):
 def main():
     sweep = Sweep(PAGE / "log-std", PAGE, **PAGES["held-out/log-std"][2])
     tasks = [x for x in sweep.tasks if "@" not in x]
-    figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 4.5))
-    bases = {s: s.partition("-std-")[::2] for s in sweep.label}  # a copy has its script's colour
+    figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 5.2))
+    # NAME-std-COPY and NAME-grad-clipped have the colour of NAME
+    bases = {s: s.replace("-grad-", "-std-").partition("-std-")[::2] for s in sweep.label}
     look = plots.looks(dict.fromkeys(base for base, _ in bases.values()))
     for (ax, task), (s, (base, copy)) in product(zip(axes, tasks), bases.items()):
         found = [x for x in points(sweep, s, task) if x[1] > sweep.random[task]]

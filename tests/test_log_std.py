@@ -124,3 +124,5 @@ def test_gradients_are_those_of_the_scripts(tmp_path, monkeypatch):
     before = table.loc["fixed KL, β = 1"].iloc[0]
     assert abs(kept["entropy"] - before["entropy"]) < 0.05 > abs(fresh["entropy"] - kept["entropy"])
     assert kept["root"] != fresh["root"] and (tmp_path / "gradients.png").exists()
+    monkeypatch.setattr(gradients, "trained", None)  # from the file alone
+    gradients.main()
