@@ -892,6 +892,7 @@ def evaluate(args, policy):
         agent.load_state_dict(weights)
     except Exception as error:
         raise Stop(2, f"--eval {args.eval}: not a finished run of this script", error) from None
+    show(f"{run_args.env_id}: ten episodes of {args.eval}")
     now, returns = f"{time.time():.0f}", []
     for i in range(10):
         video = run / "videos" / f"eval-{now}-{i}.gif" if args.capture_video else None

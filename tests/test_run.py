@@ -369,7 +369,7 @@ def test_eval_plays_a_finished_run(finished, tmp_path):
     before = snapshot(cwd)
     task = "--env-id", "toys:Toy-v0"  # by whose code it may be played
     program = Program(ppo_continuous, cwd, "--eval", "run", "--capture-video", *task)
-    assert program.wait() == 0, program.err
+    assert program.wait() == 0 and program.out.startswith("toys:Toy-v0: ten episodes of run\n")
     returns = [float(x) for x in re.findall(r"return (-?[\d.]+)", program.out)]
     mean, low, high, std = map(float, re.search(INTERVAL, program.out).groups())
     assert len(returns) == 10 and mean == pytest.approx(np.mean(returns), abs=0.1)
