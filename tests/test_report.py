@@ -62,6 +62,19 @@ def test_two_seeds_have_no_interval():
     assert found[:, 0] == pytest.approx([10.75, 11]) and np.isnan(found[:, 1:]).all()
 
 
+@pytest.mark.parametrize("seeds, chance", [(3, 1 / 8), (10, 1 / 14)])
+def test_how_often_equal_rows_differ(seeds, chance, monkeypatch):
+    """What results/README.md says of intervals of a difference, by 400 pairs of equal rows."""
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    rng, found = np.random.default_rng(1), []
+    for _ in range(400):
+        table = pd.DataFrame([[rng.normal(size=seeds) for _ in range(7)] for _ in range(2)])
+        minus = {"minus": lambda rows: np.subtract(*stats.mean_scores(rows))[None]}
+        ((_, low, high, _),) = stats.bootstrap(table, rng, **minus)["minus"]
+        found.append(low > 0 or high < 0)
+    assert np.mean(found) == pytest.approx(chance, abs=0.045)
+
+
 def test_improvement_counts_pairs():
     x, y = TABLE.to_numpy()
     by_hand = [np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(*pair)])
