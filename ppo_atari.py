@@ -246,8 +246,8 @@ def update(
     policy_objective = surrogate(ratio, advantage, clip_coef, args.clip_log_ratio)
     error = (value - value_target).square()
     if args.clip_vloss is not None:  # (+)
-        near = old_value + (value - old_value).clamp(-args.clip_vloss, args.clip_vloss)
-        error = torch.max(error, (near - value_target).square())
+        clipped = old_value + (value - old_value).clamp(-args.clip_vloss, args.clip_vloss)
+        error = torch.max(error, (clipped - value_target).square())
     value_loss, entropy = error.mean(), pi.entropy().mean()
     objective = policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy  # eq. 9
     agent.zero_grad()
@@ -839,12 +839,7 @@ class Run:
 
     def check(self, iteration, **parts):
         """Raises Stop(3), naming the first of these that is not finite. Notes the rollout's end."""
-        inside = {}
-        for name, x in parts.items():
-            inside |= x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
-        if not finite(inside):
-            key = next(key for key, nested in inside.items() if not finite(nested))
-            raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
+        require_finite(iteration, parts)
         self.rollout_end = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -854,7 +849,7 @@ class Run:
         """
         args, now, middle = self.args, time.perf_counter(), self.rollout_end
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
-        self.check(iteration, **metrics, **modules)  # overwrites rollout_end, kept as middle
+        require_finite(iteration, metrics | modules)
         self.seconds += now - self.last_time  # with the last checkpoint's writing, without films
         self.last_time = now
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
@@ -958,8 +953,9 @@ def evaluate(args, policy):
         if not {f.name for f in fields(args)} <= saved.keys():
             raise ValueError(f"it was made by {saved.get('script')}")
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
-        other = args.env_id != run_args.env_id  # code is run only if it is named
-        if other and (":" in run_args.env_id or args.env_id != resolve(type(args).env_id)):
+        typed = any(x.startswith(("--env-id", "--env_id")) for x in sys.argv)
+        # a user's module is imported only if the command names it
+        if args.env_id != run_args.env_id and (typed or ":" in run_args.env_id):
             raise ValueError(f"give its own task: --env-id {run_args.env_id}")
         env = make_env(run_args, args.capture_video)
         close(env)
@@ -983,6 +979,16 @@ def evaluate(args, policy):
     interval = f"95% {mean - half:.1f} to {mean + half:.1f}"
     show(f"mean {mean:.1f} ({interval}), standard deviation {std:.1f}")
     return 0
+
+
+def require_finite(iteration, parts):
+    """Raises Stop(3), naming the first of {name: module, nested tensors} that is not finite."""
+    inside = {}
+    for name, x in parts.items():
+        inside |= x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
+    if not finite(inside):
+        key = next(key for key, nested in inside.items() if not finite(nested))
+        raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
 
 
 def finite(nested):

@@ -89,7 +89,7 @@ class Advantages:
     num_steps: Int = 2048  # T, horizon of one rollout
     gamma: float = 0.99  # discount
     gae_lambda: float = 0.95  # lambda of eq. 11
-    norm_reward: bool = True  # (+) divide rewards by the running std of the discounted return
+    norm_reward: bool = True  # (+) divide rewards by the discounted return's std, clip them to +-10
     norm_adv: Literal["batch", "minibatch", "none"] = "batch"  # (+) standardise advantages over it
     bootstrap_truncated: bool = True  # (+) where a time limit cuts an episode, add gamma V(s_T)
     init: Literal["orthogonal", "normc", "torch"] = "orthogonal"  # (+) kind of initial weights
@@ -129,6 +129,8 @@ class Args(Ppo, Advantages, Common):  # a new flag goes into one of these
             raise ValueError(f"--minibatch-size {M}: must divide {N} * {T} and exceed 1")
         if self.total_timesteps < N * T:
             raise ValueError(f"--total-timesteps {self.total_timesteps}: below a batch, {N} * {T}")
+        if self.adapt_kl_coef and not self.kl_coef:
+            raise ValueError("--kl-coef 0: nothing to adapt; give --no-adapt-kl-coef, too")
 
 
 def surrogate(ratio, advantage, kl, kl_coef):
@@ -198,9 +200,9 @@ class Agent(nn.Module):
 def rollout(args, envs, act, rng):
     """Runs pi_old, by act(obs, noise), for T steps in each of N environments.
 
-    Returns tensors obs [T, N, O], actions [T, N, A], rewards, returns (R = gamma R + r, from 0 in
-    each episode), dones [T, N], next_obs [N, O], and a list of (t, n, final obs [O])
-    where a time limit cut an episode: truncations.
+    Returns tensors obs [T, N, O], actions [T, N, A], rewards, dones, discounted_returns [T, N]
+    (R = gamma R + r, from 0 in each episode), next_obs [N, O], and a list of
+    (t, n, final obs [O]) where a time limit cut an episode: truncations.
     """
     obs = zeros(args.num_steps, *envs.obs.shape)
     actions = zeros(args.num_steps, args.num_envs, envs.action_size)
@@ -220,7 +222,7 @@ def estimate(args, agent, return_moments, batch):
     old_pi, values = agent(batch.obs)
     rewards = batch.rewards.clone()
     if args.norm_reward:  # (+)
-        return_moments.update(batch.returns)
+        return_moments.update(batch.discounted_returns)
         rewards = (rewards / return_moments.std).clamp(-10, 10)
     if args.bootstrap_truncated and batch.truncations:  # (+)
         t, n, final_obs = zip(*batch.truncations)
@@ -263,7 +265,7 @@ def update(
         nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
     adam.step(learning_rate)
 
-    clip_fraction = ((ratio - 1).abs() > 0.2).float().mean()  # that eq. 7 would clip
+    clip_fraction = ((ratio - 1).abs() > 0.2).float().mean()  # outside eq. 7's range
     return torch.stack([policy_objective, value_loss, entropy, kl.mean(), clip_fraction])
 
 
@@ -293,13 +295,13 @@ def train(args, envs, run):
         # Advantages
         old_pi, values, advantages, value_targets = estimate(args, agent, return_moments, batch)
         old_logprob = old_pi.log_prob(batch.actions)
-        seen = dict(**vars(batch), return_moments=return_moments)
-        run.check(iteration, **seen, values=values, advantages=advantages)
+        run.check(iteration, **vars(batch), values=values, advantages=advantages)
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations
         learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)  # (+)
-        kl_coef, old = beta.kl_coef.item(), (old_pi.mean, old_pi.stddev, old_logprob)
+        kl_coef = beta.kl_coef.item()
+        old = old_pi.mean, old_pi.stddev, old_logprob
         columns = batch.obs, batch.actions, *old, advantages, value_targets, values
         columns = [x.flatten(0, 1).numpy() for x in columns]  # [T*N, ...]
         metrics = []
@@ -598,11 +600,11 @@ class Envs:
                 self.reset(n)
 
     def pop_steps(self):
-        """Of the steps since the last call: rewards, returns, dones [T, N], and truncations."""
+        """rewards, discounted_returns, dones [T, N] and truncations since the last call."""
         steps, self.steps = torch.tensor(np.array(self.steps, self.obs.dtype).T.copy()), []
         truncations, self.truncations = self.truncations, []
-        rewards, returns, dones = steps.view(3, -1, len(self.envs))
-        return dict(rewards=rewards, returns=returns, dones=dones, truncations=truncations)
+        names = "rewards", "discounted_returns", "dones"
+        return dict(zip(names, steps.view(3, -1, len(self.envs))), truncations=truncations)
 
     def state_dict(self):
         """What load_state_dict() needs."""
@@ -792,12 +794,7 @@ class Run:
 
     def check(self, iteration, **parts):
         """Raises Stop(3), naming the first of these that is not finite. Notes the rollout's end."""
-        inside = {}
-        for name, x in parts.items():
-            inside |= x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
-        if not finite(inside):
-            key = next(key for key, nested in inside.items() if not finite(nested))
-            raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
+        require_finite(iteration, parts)
         self.rollout_end = time.perf_counter()
 
     def log(self, iteration, step, last, metrics):
@@ -807,7 +804,7 @@ class Run:
         """
         args, now, middle = self.args, time.perf_counter(), self.rollout_end
         modules = {name: x for name, x in self.state.items() if isinstance(x, nn.Module)}
-        self.check(iteration, **metrics, **modules)  # overwrites rollout_end, kept as middle
+        require_finite(iteration, metrics | modules)
         self.seconds += now - self.last_time  # with the last checkpoint's writing, without films
         self.last_time = now
         row = dict(global_step=step, seconds=self.seconds, sps=round(step / self.seconds))
@@ -899,8 +896,9 @@ def evaluate(args, policy):
         if not {f.name for f in fields(args)} <= saved.keys():
             raise ValueError(f"it was made by {saved.get('script')}")
         run_args = type(args)(**{f.name: saved[f.name] for f in fields(args)})
-        other = args.env_id != run_args.env_id  # code is run only if it is named
-        if other and (":" in run_args.env_id or args.env_id != resolve(type(args).env_id)):
+        typed = any(x.startswith(("--env-id", "--env_id")) for x in sys.argv)
+        # a user's module is imported only if the command names it
+        if args.env_id != run_args.env_id and (typed or ":" in run_args.env_id):
             raise ValueError(f"give its own task: --env-id {run_args.env_id}")
         env = make_env(run_args, args.capture_video)
         close(env)
@@ -924,6 +922,16 @@ def evaluate(args, policy):
     interval = f"95% {mean - half:.1f} to {mean + half:.1f}"
     show(f"mean {mean:.1f} ({interval}), standard deviation {std:.1f}")
     return 0
+
+
+def require_finite(iteration, parts):
+    """Raises Stop(3), naming the first of {name: module, nested tensors} that is not finite."""
+    inside = {}
+    for name, x in parts.items():
+        inside |= x.state_dict(prefix=f"{name}.") if isinstance(x, nn.Module) else {name: x}
+    if not finite(inside):
+        key = next(key for key, nested in inside.items() if not finite(nested))
+        raise Stop(3, f"diverged in iteration {iteration}: {key} is not finite")
 
 
 def finite(nested):
@@ -962,8 +970,8 @@ def sources(script):
 LIMITS = dict(
     seed=(0, 2**53), num_threads=(0, 1024), num_envs=(1, 1e4), num_steps=(1, 1e7),
     minibatch_size=(1, 1e7), gamma=(0, 1), gae_lambda=(0, 1), clip_coef=(1e-6, 1),
-    init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12), kl_tolerance=(1, 1e12),
-    kl_factor=(1.000001, 1e12))  # fmt: skip
+    init_log_std=(-20, 5), vf_coef=(0, 1e12), ent_coef=(0, 1e12), kl_coef=(0, 1e12),
+    kl_tolerance=(1, 1e12), kl_factor=(1.000001, 1e12))  # fmt: skip
 
 
 def check_numbers(args):

@@ -2,9 +2,10 @@
 
     python benchmark/gradients.py    makes gradients.png there, and gradients.csv if there is none
 
-Adam divides its step by the root of a running mean of squared gradients. On Ant, for the first 100
-iterations of a run of 1M steps, this notes that root for log std, and the entropy. Two rows begin
-at the state that a penalty's row has reached halfway: one with its Adam, one with a new one.
+Adam divides its step by the root of a running mean of squared gradients, corrected for its start at
+0. On Ant, for the first 100 iterations of a run of 1M steps, this notes that root for log std, and
+the entropy. Two rows begin at the state that a penalty's row has reached halfway: one with its
+Adam, one with a new one.
 """
 
 import csv
@@ -57,7 +58,8 @@ class Note:
     def log(self, iteration, step, last, metrics):
         adam, log_std = self.state["adam"], self.state["agent"].log_std
         (squares,) = (x for p, x in zip(adam.trained, adam.squares) if p is log_std)
-        self.rows.append((step, metrics["entropy"], squares.mean().sqrt().item()))
+        square = squares.mean().item() / (1 - 0.999 ** adam.t.item())
+        self.rows.append((step, metrics["entropy"], square**0.5))
         if iteration == HALF:
             self.half = {name: deepcopy(x.state_dict()) for name, x in self.state.items()}
         if iteration == 2 * HALF:

@@ -384,22 +384,30 @@ def without_listed(commands, path):
 class Display:
     """A line for every run that ends, and one that says where the sweep stands."""
 
-    def __init__(self, total, done, partly):
+    def __init__(self, total, done, fractions):
         self.total, self.done = total, done
-        self.work_before = done + partly  # in runs: what was done before
+        self.fractions = fractions  # {run directory: fraction done} of those that have not ended
+        self.work_before = self.work()
         self.start, self.last_print = time.monotonic(), 0.0
         self.terminal = sys.stdout.isatty()
 
     def line(self, text):
         print(f"\r{text:79}" if self.terminal else text, flush=True)
 
+    def work(self):
+        """Runs done, with the parts of others."""
+        return self.done + sum(self.fractions.values())
+
     def ended(self, run_dir, status, text):
-        self.done += status in ("finished", "diverged")
+        if status in ("finished", "diverged"):
+            self.done += 1
+            del self.fractions[run_dir]
         self.line(f"[{self.done}/{self.total}] {run_dir} {status} {text}")
 
     def state(self, running):
         """running: {run directory: fraction done}."""
-        seconds, work = time.monotonic() - self.start, self.done + sum(running.values())
+        self.fractions |= running
+        seconds, work = time.monotonic() - self.start, self.work()
         text = f"{self.done}/{self.total} runs, {len(running)} running, {work / self.total:.1%}"
         if work > self.work_before:
             left = (self.total - work) * seconds / (work - self.work_before)
@@ -504,7 +512,8 @@ def sweep(args, commands):
     stopped = catch_signals()
     coordinator, begin = submit(args, unfinished)
     pending = {begin(run_dir): run_dir for run_dir in unfinished}
-    display = Display(len(commands), len(done), sum(fraction_done(Path(r)) for r in unfinished))
+    fractions = {run_dir: fraction_done(Path(run_dir)) for run_dir in unfinished}
+    display = Display(len(commands), len(done), fractions)
     failed, deadline = {}, None
     while pending:
         ready, _ = ray.wait(list(pending), timeout=TICK)

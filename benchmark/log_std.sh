@@ -83,7 +83,8 @@ import numpy as np
 import pandas as pd
 
 path, task = Path("benchmark/results/held-out/curves.csv"), sys.argv[1]
-rows = pd.read_csv(path).query("setting == 'clip-0.2' and task == @task") if path.exists() else ()
+first = "setting == 'clip-0.2' and task == @task and seed == 1"
+rows = pd.read_csv(path).query(first) if path.exists() else ()
 if not len(rows):
     sys.exit(f"no {task}; first: bash benchmark/held_out.sh && python benchmark/report.py held-out")
 entropy = rows.groupby("step")["entropy"].mean() / {"Ant": 8, "Humanoid": 17}[task]

@@ -1,6 +1,6 @@
 """Pictures. Curves come as {(setting, task): DataFrame of values, steps x seeds}."""
 
-from itertools import product
+from itertools import cycle, product
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ def save(figure, path):
 
 def looks(settings):
     """{setting: colour and dash}."""
-    other = product(("-", "--", ":"), CYCLE)  # for those that STYLE does not know
+    other = cycle(product(("-", "--", ":"), CYCLE))  # for those that STYLE does not know
     found = {s: STYLE.get(s, (colour, dash)) for s, (dash, colour) in zip(settings, other)}
     return {s: dict(color=c, linestyle=dash) for s, (c, dash) in found.items()}
 

@@ -46,8 +46,9 @@ def collect(folder):
     for path in sorted(folder.glob("*/*/*/summary.json")):
         key = dict(zip(KEY, path.parent.relative_to(folder).parts))
         try:
+            key["seed"] = str(int(key["seed"]))
             row, points = collect_run(path.parent)
-            row = key | row | {"seed": str(int(key["seed"]))}
+            row = key | row
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path.parent}: not a run's directory: {error!r}") from error
         if row["status"] in ("finished", "diverged"):
@@ -165,11 +166,11 @@ def markdown(head, rows, texts=1):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def table(columns, index, form="{:.2f}".format, corner=""):
+def table(columns, index, form="{:.2f}".format):
     """The same of {head: cells}, without the columns that have no cell."""
     columns = {head: [cell(x, form) for x in cells] for head, cells in columns.items()}
     columns = {head: cells for head, cells in columns.items() if any(cells)}
-    return markdown([corner, *columns], zip(index, *columns.values()))
+    return markdown(["", *columns], zip(index, *columns.values()))
 
 
 def common_tasks(sweep):

@@ -81,7 +81,7 @@ BAD = [(ppo_continuous, *case) for case in BAD] + [
     (ppo_noclip, "--clip-coef 0.1", "--clip-coef"),
     (ppo_klpen, "--clip-coef 0.1", "--clip-coef"),
     (ppo_klpen, "--kl-coef nan", "--kl-coef nan"),
-    (ppo_klpen, "--kl-coef 0", "--kl-coef 0"),
+    (ppo_klpen, "--kl-coef 0", "--kl-coef 0 --no-adapt-kl-coef"),
     (ppo_klpen, "--kl-target -1", "--kl-target -1"),
     (ppo_klpen, "--kl-target 0", "--kl-target 0"),
     (ppo_klpen, "--kl-tolerance 0.5", "--kl-tolerance 0.5 1"),

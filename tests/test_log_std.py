@@ -104,6 +104,20 @@ def test_log_std_or_the_mean_learns_without_the_clip(free, tmp_path):
         assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 30])
+def test_root_is_what_adam_divides_by(steps):
+    """Of a gradient that stays the same, its size, after any number of steps."""
+    agent, note = torch.nn.Module(), gradients.Note({})
+    agent.log_std = torch.nn.Parameter(torch.zeros(2))
+    agent.log_std.grad = torch.full((2,), 3.0)
+    adam = ppo_continuous.Adam([agent.log_std], eps=1e-5)
+    for _ in range(steps):
+        adam.step(torch.tensor(0.1))
+    note.resume(agent=agent, adam=adam)
+    note.log(1, 64, False, {"entropy": 5.0})
+    assert note.rows == [(64, 5.0, pytest.approx(3, rel=1e-4))]
+
+
 def test_gradients_are_those_of_the_scripts(tmp_path, monkeypatch):
     """Entropy as in metrics.csv; what goes on from a penalty begins with its state, or its Adam."""
     constants = dict(TASK="InvertedPendulum-v4", TOTAL=8192, SEEDS=(1,), HALF=1, OUT=tmp_path)

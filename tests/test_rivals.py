@@ -385,6 +385,7 @@ def test_cem_plays_no_more_than_10000_steps_of_a_policy():
     args = cem.Args(env_id="toys:Forever-v0", total_timesteps=25_000)
     envs, ends = ppo.Envs(args, lambda *episode: None), []
     for _ in range(3):
+        assert len(envs.actions[0]) == 0  # each policy begins an episode
         cem.play(args, envs, lambda obs, noise: np.zeros((1, 1), np.float32), None, [])
         ends.append(envs.global_step)
     envs.close()

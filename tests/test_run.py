@@ -415,7 +415,7 @@ def test_eval_refuses_a_task_that_is_not_the_agents(finished, tmp_path):
         path.write_text(json.dumps(facts | {"env_id": env_id}))
         assert_refused(Program(ppo_continuous, cwd, "--eval", "run"), "--eval run", word)
     path.write_text(json.dumps(facts | {"env_id": "InvertedPendulum-v4"}))
-    for typed in ("Swimmer", "InvertedPendulum-v5", "toys:Toy-v0"):
+    for typed in ("Hopper", "Swimmer", "InvertedPendulum-v5", "toys:Toy-v0"):
         argv = "--eval", "run", "--env-id", typed
         assert_refused(Program(ppo_continuous, cwd, *argv), "--env-id InvertedPendulum-v4")
     assert not (cwd / "owned").exists()

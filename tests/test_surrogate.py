@@ -121,6 +121,18 @@ def test_beta_follows_a_scripted_kl_sequence():
     assert ppo_klpen.adapt(beta, 1.0, kl_target=0.01) == 2 * beta > 0
 
 
+def test_beta_0_is_no_penalty(tmp_path):
+    """Eq. 8 with beta = 0 is eq. 6: the same weights."""
+    argv = "--env-id toys:Toy-v0 --num-steps 128 --total-timesteps 512 --run-dir run".split()
+    flags, agents = {ppo_klpen: ["--no-adapt-kl-coef", "--kl-coef", "0"], ppo_noclip: []}, []
+    for script, more in flags.items():
+        cwd = tmp_path / script.__name__
+        assert Program(script, cwd, *argv, *more).wait() == 0
+        agents.append(torch.load(cwd / "run/agent.pt", weights_only=True))
+    assert agents[0].keys() == agents[1].keys()
+    assert all(torch.equal(x, agents[1][key]) for key, x in agents[0].items())
+
+
 def test_beta_moves_once_an_iteration_by_its_final_kl(tmp_path):
     """Row by row of metrics.csv: final_kl decides by what beta the next iteration starts from."""
     argv = "--env-id toys:Toy-v0 --num-steps 128 --total-timesteps 3840 --learning-rate 1e-3"

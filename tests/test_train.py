@@ -79,7 +79,7 @@ def test_rewards_are_scaled_by_the_discounted_return_of_the_episode(script):
         envs.step(np.ones((2, 2), np.float32))
         steps = envs.pop_steps()
         (rewards,), (returns,), (dones,) = (
-            steps[k].numpy() for k in ("rewards", "returns", "dones")
+            steps[k].numpy() for k in ("rewards", "discounted_returns", "dones")
         )
         sums = rewards + 0.5 * sums
         np.testing.assert_allclose(returns, sums)

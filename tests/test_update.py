@@ -39,7 +39,7 @@ class FakeEnvs:
 
     def pop_steps(self):
         _, _, *arrays, truncations, final_obs, _ = self.rollout(len(self.played) // T - 1)
-        steps = dict(zip(("rewards", "returns", "dones"), map(torch.tensor, arrays)))
+        steps = dict(zip(("rewards", "discounted_returns", "dones"), map(torch.tensor, arrays)))
         cut = np.argwhere(truncations)
         return steps | dict(truncations=[(t, n, torch.tensor(final_obs[t, n])) for t, n in cut])
 

@@ -79,8 +79,8 @@ class Args(A2c, ppo.Common):
 METRICS = ("policy_objective", "value_loss", "entropy", "projected")
 
 
-def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantages, targets):
-    """A step from obs [B, O], actions [B, A], advantages and targets [B]. Returns METRICS."""
+def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantages, value_targets):
+    """A step from obs [B, O], actions [B, A], advantages and value_targets [B]. Returns METRICS."""
     pi, value = agent(obs)
     if args.trust_region:
         phi = torch.cat([pi.mean, pi.stddev.log()], -1)  # [B, 2A]
@@ -96,7 +96,7 @@ def update(agent, average, rmsprop, args, learning_rate, obs, actions, advantage
         g, k = (torch.autograd.grad(x, free_phi, retain_graph=True)[0] for x in totals)
         z = project(g, k, args.delta)
         objective, projected = (z * phi).sum(-1).mean(), (z != g).any(-1).float().mean()
-    value_loss = (value - targets).square().mean()
+    value_loss = (value - value_targets).square().mean()
     agent.zero_grad()
     (objective - args.vf_coef * value_loss).backward()
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
@@ -121,11 +121,11 @@ def train(args, envs, run):
     start = run.resume(**state, envs=envs)
     for iteration in range(start + 1, args.num_iterations + 1):
         batch = rollout(args, envs, act, ppo.generator(args.seed, iteration))
-        _, values, advantages, targets = estimate(args, agent, return_moments, batch)
+        _, values, advantages, value_targets = estimate(args, agent, return_moments, batch)
         run.check(iteration, **vars(batch), values=values, advantages=advantages)
         alpha = 1 - (iteration - 1) / args.num_iterations
         learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)
-        columns = batch.obs, batch.actions, advantages, targets
+        columns = batch.obs, batch.actions, advantages, value_targets
         metrics = step(learning_rate, *(x.flatten(0, 1).numpy() for x in columns))
         if args.norm_obs:
             agent.obs_moments.update(batch.obs)

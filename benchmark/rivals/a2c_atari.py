@@ -67,11 +67,11 @@ class Args(A2c, ppo.Common):
 METRICS = ("policy_objective", "value_loss", "entropy")
 
 
-def update(agent, rmsprop, args, learning_rate, obs, actions, advantages, targets):
-    """A step from obs [B, 84, 84, 4], actions, advantages, targets [B]. Returns METRICS."""
+def update(agent, rmsprop, args, learning_rate, obs, actions, advantages, value_targets):
+    """A step from obs [B, 84, 84, 4], actions, advantages, value_targets [B]. Returns METRICS."""
     pi, value = agent(obs)
     policy_objective = (pi.log_prob(actions) * advantages).mean()  # eq. 2
-    value_loss, entropy = (value - targets).square().mean(), pi.entropy().mean()
+    value_loss, entropy = (value - value_targets).square().mean(), pi.entropy().mean()
     agent.zero_grad()
     (policy_objective - args.vf_coef * value_loss + args.ent_coef * entropy).backward()  # eq. 9
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
@@ -92,11 +92,11 @@ def train(args, envs, run):
         act(torch.from_numpy(games.obs()).to(device))
     for iteration in range(start + 1, args.num_iterations + 1):
         batch = rollout(args, envs, act, ppo.generator(args.seed, iteration))
-        _, advantages, targets = estimate(args, agent, batch)
+        _, advantages, value_targets = estimate(args, agent, batch)
         run.check(iteration, logits=batch.logits, values=batch.values, advantages=advantages)
         alpha = 1 - (iteration - 1) / args.num_iterations
         learning_rate = args.learning_rate * (alpha if args.anneal_lr else 1)
-        columns = batch.obs, batch.actions, advantages, targets
+        columns = batch.obs, batch.actions, advantages, value_targets
         columns = [x.flatten(0, 1).to(device) for x in columns]  # [T*N, ...]
         metrics = step(torch.tensor(learning_rate, device=device), *columns)
         row = dict(zip(METRICS, metrics.tolist()), learning_rate=learning_rate)

@@ -114,6 +114,8 @@ def play(args, envs, act, noise, seen):
         while envs.episode[0] == episode and envs.global_step < end:
             seen.append(envs.obs[0].copy())
             envs.step(act(envs.obs, noise))
+        if envs.episode[0] == episode and end < args.total_timesteps:
+            envs.reset(0)  # the next policy begins where this one did
     return envs.pop_steps()["rewards"].sum().item()
 
 

@@ -136,22 +136,22 @@ def train(args, envs, run):
     M, O, A = args.minibatch_size, envs.obs_size, envs.action_size
     torch.manual_seed(args.seed)
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
-    adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) with 1e-8 rounding moves weights
+    adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) at 1e-8 mere rounding makes steps
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = Replay(args.compile, partial(value_step, agent.critic, adam), 0.0, zeros(M, O), zeros(M))
     start = run.resume(agent=agent, adam=adam, return_moments=return_moments, envs=envs)
     for iteration in range(start + 1, args.num_iterations + 1):
         rng = ppo.generator(args.seed, iteration)
         batch = rollout(args, envs, act, rng)
-        _, values, advantages, targets = estimate(args, agent, return_moments, batch)
+        _, values, advantages, value_targets = estimate(args, agent, return_moments, batch)
         run.check(iteration, **vars(batch), values=values, advantages=advantages)
 
         x = agent.features(batch.obs)
         metrics = trust_region_step(agent, args, x, batch.actions, advantages)
-        row = dict(zip(METRICS, metrics), value_loss=fit_values(step, args, rng, x, targets))
+        row = dict(zip(METRICS, metrics), value_loss=fit_values(step, args, rng, x, value_targets))
         if args.norm_obs:  # after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
-        row |= quality(agent, x, values, targets)
+        row |= quality(agent, x, values, value_targets)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 

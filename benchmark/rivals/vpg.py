@@ -83,26 +83,27 @@ def policy_step(agent, adam, x, actions, advantages):
     return objective.item()
 
 
-def value_step(critic, adam, learning_rate, x, targets):
-    """A step down the mean square error of x [M, O] and targets [M]. Returns that error."""
-    loss = (critic(x).squeeze(-1) - targets).square().mean()
+def value_step(critic, adam, learning_rate, x, value_targets):
+    """A step down the mean square error of x [M, O] and value_targets [M]. Returns that error."""
+    loss = (critic(x).squeeze(-1) - value_targets).square().mean()
     critic.zero_grad()
     (-loss).backward()
     adam.step(learning_rate)
     return loss
 
 
-def fit_values(step, args, rng, x, targets):
-    """Calls step() on minibatches of x [T, N, O] and targets [T, N]. Returns the mean error."""
-    x, targets = x.flatten(0, 1).numpy(), targets.flatten().numpy()
+def fit_values(step, args, rng, x, value_targets):
+    """The mean error of step() on minibatches of x [T, N, O] and value_targets [T, N]."""
+    x, value_targets = x.flatten(0, 1).numpy(), value_targets.flatten().numpy()
     epochs = [rng.permutation(len(x)) for _ in range(args.value_epochs)]
     rows = np.reshape(epochs, (-1, args.minibatch_size))
-    return np.mean([step(args.value_learning_rate, x[m], targets[m]).item() for m in rows]).item()
+    errors = [step(args.value_learning_rate, x[m], value_targets[m]).item() for m in rows]
+    return np.mean(errors).item()
 
 
-def quality(agent, x, values, targets):
-    """Entropy of the policy now, and explained variance of values [T, N] of targets [T, N]."""
-    unexplained = (targets - values).var() / targets.var().clamp(min=1e-12)
+def quality(agent, x, values, value_targets):
+    """Entropy of the policy now, and explained variance of values, value_targets [T, N]."""
+    unexplained = (value_targets - values).var() / value_targets.var().clamp(min=1e-12)
     entropy = agent.policy(x[0, 0]).entropy().item()
     return dict(entropy=entropy, explained_variance=1 - unexplained.item())
 
@@ -114,7 +115,7 @@ def train(args, envs, run):
     agent, return_moments = Agent(O, A, args), RunningMeanStd(min_std=1e-4)
     adam = Adam([*agent.actor.parameters(), agent.log_std], eps=1e-8)
     adam.register_buffer("step_size", torch.tensor(args.learning_rate))
-    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) with 1e-8 rounding moves weights
+    value_adam = Adam(agent.critic.parameters(), eps=1e-5)  # (+) at 1e-8 mere rounding makes steps
     act = Replay(args.compile, agent.act, envs.obs, zeros(args.num_envs, A))
     step = partial(value_step, agent.critic, value_adam)
     step = Replay(args.compile, step, 0.0, zeros(M, O), zeros(M))
@@ -123,19 +124,19 @@ def train(args, envs, run):
     for iteration in range(start + 1, args.num_iterations + 1):
         rng = ppo.generator(args.seed, iteration)
         batch = rollout(args, envs, act, rng)
-        old_pi, values, advantages, targets = estimate(args, agent, return_moments, batch)
+        old_pi, values, advantages, value_targets = estimate(args, agent, return_moments, batch)
         run.check(iteration, **vars(batch), values=values, advantages=advantages)
 
         x = agent.features(batch.obs)
         row = dict(learning_rate=adam.step_size.item())
-        row["objective"] = policy_step(agent, adam, x, batch.actions, advantages)
+        row["policy_objective"] = policy_step(agent, adam, x, batch.actions, advantages)
         with torch.no_grad():
             row["final_kl"] = kl_divergence(old_pi, agent.policy(x)).mean().item()
         adam.step_size.fill_(adapt(row["learning_rate"], row["final_kl"], args.desired_kl))
-        row["value_loss"] = fit_values(step, args, rng, x, targets)
+        row["value_loss"] = fit_values(step, args, rng, x, value_targets)
         if args.norm_obs:  # after the update, so that pi and pi_old saw the same normalisation
             agent.obs_moments.update(batch.obs)
-        row |= quality(agent, x, values, targets)
+        row |= quality(agent, x, values, value_targets)
         run.log(iteration, iteration * args.batch_size, iteration == args.num_iterations, row)
     return agent
 
