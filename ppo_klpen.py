@@ -295,7 +295,8 @@ def train(args, envs, run):
         # Advantages
         old_pi, values, advantages, value_targets = estimate(args, agent, return_moments, batch)
         old_logprob = old_pi.log_prob(batch.actions)
-        run.check(iteration, **vars(batch), values=values, advantages=advantages)
+        seen = dict(**vars(batch), return_moments=return_moments)
+        run.check(iteration, **seen, values=values, advantages=advantages)
 
         # Update: K epochs of minibatch ascent on eq. 9
         alpha = 1 - (iteration - 1) / args.num_iterations
