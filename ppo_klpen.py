@@ -124,13 +124,13 @@ class Ppo:
 class Args(Ppo, Advantages, Common):  # a new flag goes into one of these
     def __post_init__(self):
         check_numbers(self)
+        if self.adapt_kl_coef and not self.kl_coef:
+            raise ValueError("--kl-coef 0: nothing to adapt; give --no-adapt-kl-coef, too")
         N, T, M = self.num_envs, self.num_steps, self.minibatch_size
         if M == 1 or N * T % M:
             raise ValueError(f"--minibatch-size {M}: must divide {N} * {T} and exceed 1")
         if self.total_timesteps < N * T:
             raise ValueError(f"--total-timesteps {self.total_timesteps}: below a batch, {N} * {T}")
-        if self.adapt_kl_coef and not self.kl_coef:
-            raise ValueError("--kl-coef 0: nothing to adapt; give --no-adapt-kl-coef, too")
 
 
 def surrogate(ratio, advantage, kl, kl_coef):

@@ -178,6 +178,17 @@ def test_refuses(folder, monkeypatch, line, complaint):
         read_commands(line.splitlines())
 
 
+def test_time_left_counts_the_parts_of_runs_that_wait(capsys, monkeypatch):
+    """Ten runs of which six tenths are done; a tenth of one more took a second."""
+    monkeypatch.setattr(launcher.time, "monotonic", lambda: 100.0)
+    display = launcher.Display(10, 0, {f"run{i}": 0.6 for i in range(10)})
+    display.start, display.last_print = 99.0, -1000.0
+    display.state({"run0": 0.7})
+    assert capsys.readouterr().out == "0/10 runs, 1 running, 61.0%, 0:00:39 left\n"
+    display.ended("run0", "finished", "score 1")
+    assert display.work() == pytest.approx(1 + 9 * 0.6)
+
+
 def test_refuses_flags(folder):
     code, output = finish(launch(folder, ["python fake.py --run-dir a"], "--workers", "0"))
     assert code == 2 and "--workers 0: must be a number, at least 1" in output

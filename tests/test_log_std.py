@@ -18,7 +18,7 @@ import ppo_continuous
 sys.path.append(str(ROOT / "benchmark"))
 import gradients
 
-pytestmark = pytest.mark.skipif(not shutil.which("patch"), reason="patch is not installed")
+needs_patch = pytest.mark.skipif(not shutil.which("patch"), reason="patch is not installed")
 
 
 def patched(script, name, folder):
@@ -30,6 +30,7 @@ def patched(script, name, folder):
     return path
 
 
+@needs_patch
 def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_path):
     for name in ("ppo_*.py", "benchmark/l*", "benchmark/rivals"):
         for path in ROOT.glob(name):
@@ -53,6 +54,7 @@ def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_pat
     assert not list((tmp_path / "benchmark/log_std").glob("*.txt"))
 
 
+@needs_patch
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_log_std_is_what_the_schedule_says(script, tmp_path):
     """Linear between its points, replayed as in plain PyTorch, and no optimizer moves it."""
@@ -69,6 +71,7 @@ def test_log_std_is_what_the_schedule_says(script, tmp_path):
     assert np.allclose(np.diff(entropy), -0.5, atol=1e-5)
 
 
+@needs_patch
 @pytest.mark.parametrize("free", ["log_std", "mean"])
 def test_log_std_or_the_mean_learns_without_the_clip(free, tmp_path):
     """Its gradient is that of eq. 6, the other's that of eq. 7."""
