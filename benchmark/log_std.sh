@@ -3,12 +3,12 @@
 # Humanoid, 1M steps each, seeds first:
 #   - copies of the scripts, changed by benchmark/log_std/*.patch, 3 seeds: the clip with log std
 #     out of its reach, alone in its reach, or held at 0; four rows with the log std of the clip's
-#     first run
+#     first run; of Humanoid 1 seed
 #   - five rows with the norm of the gradient clipped, 3 seeds: benchmark/gradients.py says why
-#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, 3 of the first five rows;
-#     the page has a column TASK@START of each
+#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, and 3 of the first five
+#     rows from -1; the page has a column TASK@START of each
 #   - other values of epsilon and beta on Ant, 3 seeds
-#   - eps = 0.2 with the same --init-log-std on the seven tasks, 3 seeds
+#   - eps = 0.2 with the same --init-log-std on the seven tasks: 1 seed, 3 from -1
 #     bash benchmark/log_std.sh [flags of launch.py]
 #     python benchmark/report.py held-out/log-std
 #     python benchmark/report.py table1/log-std                the seven tasks
@@ -104,9 +104,11 @@ run() {  # page, setting, task, seed, command
 ant=$(points Ant)
 humanoid=$(points Humanoid)
 for seed in $(seq "${SEEDS:-3}"); do
+  [ "$seed" = 1 ] && starts="-1 -0.5 -1.5" || starts=-1
   for task in Ant Humanoid; do
     [ "$task" = Ant ] && std=$ant || std=$humanoid
     for line in "${COPIES[@]}"; do
+      [ "$task" = Ant ] || [ "$seed" = 1 ] || continue
       read -r setting command <<< "$line"
       [[ "$setting" != *-of-clip ]] || command+=" --log-std '$std'"
       run held-out/log-std "$setting" "$task" "$seed" "runs/log-std-copies/$command"
@@ -116,7 +118,7 @@ for seed in $(seq "${SEEDS:-3}"); do
       run held-out/log-std "$setting" "$task" "$seed" "$command"
     done
   done
-  for start in -1 -0.5 -1.5; do
+  for start in $starts; do
     for line in "${ROWS[@]:0:$((seed > 1 ? 5 : 99))}"; do
       read -r setting command <<< "$line"
       for task in Ant Humanoid; do
@@ -129,7 +131,7 @@ for seed in $(seq "${SEEDS:-3}"); do
     run held-out/log-std "$setting" Ant "$seed" "$command"
   done
   for task in $SEVEN; do
-    for start in -0.5 -1 -1.5; do
+    for start in $starts; do
       run table1/log-std "log-std$start" "$task" "$seed" ppo_continuous.py --init-log-std "$start"
     done
   done
