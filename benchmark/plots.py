@@ -25,8 +25,7 @@ STYLE = {  # a hue and a dash for each family, darker for more of its parameter
 }  # fmt: skip
 FAMILIES = {"no-clip": "no clipping", "clip": "clipping, ε", "fixed-kl": "fixed KL, β",
             "adaptive-kl": "adaptive KL, d_targ (thin line)"}  # fmt: skip
-LABELS = {"return": ("return of an episode", "linear"), "entropy": ("entropy", "linear"),
-          "kl_coef": ("β", "log")}  # fmt: skip
+LABELS = {"return": ("return of an episode", "linear"), "kl_coef": ("β", "log")}
 
 
 def save(figure, path):
@@ -75,7 +74,8 @@ def curves(path, sweep, column="return"):
     gap = 3 * max(len(lines) - 1, 1)  # dashes of lines at the same height fill each other's gaps
     across = {name: dict(color=c, linestyle=(3 * i, (3, gap)))
               for i, (name, c) in enumerate(zip(lines, CYCLE[::-1]))}  # fmt: skip
-    scale, panels = LABELS[column][1], len(sweep.tasks) + 1  # the last is for the legend
+    label, scale = LABELS.get(column, (column, "linear"))
+    panels = len(sweep.tasks) + 1  # the last is for the legend
     columns = 7 if panels > 8 else 3 if panels in (5, 6) else min(panels, 4)
     rows = -(-panels // columns) * len(groups)
     figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.4 * rows), squeeze=False)
@@ -91,7 +91,7 @@ def curves(path, sweep, column="return"):
         names = [plt.Line2D([], [], label=sweep.label.get(s, s), **x)
                  for s, x in (shown | across).items()]  # fmt: skip
         axs[panels - 1].legend(handles=names, loc="center", fontsize=9 if len(names) < 12 else 8)
-    figure.supylabel(LABELS[column][0])
+    figure.supylabel(label)
     save(figure, path)
 
 

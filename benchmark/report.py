@@ -48,11 +48,10 @@ def collect(folder):
         try:
             key["seed"] = str(int(key["seed"]))
             row, points = collect_run(path.parent)
-            row = key | row
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path.parent}: not a run's directory: {error!r}") from error
         if row["status"] in ("finished", "diverged"):
-            runs.append(row)
+            runs.append(key | row)
             curves.append(pd.DataFrame(key, points.index).join(points))
         else:
             print(f"not counted: {path.parent}, {row['status']}")
@@ -109,12 +108,13 @@ def known(name, *index):
 
 
 class Sweep:
-    """What the CSV files of a result directory hold."""
+    """What a result directory's CSV files hold; a section also has with_page's rows of its page."""
 
-    def __init__(self, folder, root, reference="", smooth=5, beside=False, with_page=False):
+    def __init__(self, folder, root, reference="", smooth=5, beside=False, with_page=""):
         self.folder, self.root, self.width, self.beside = folder, root, smooth, beside
-        self.folders = [folder, folder.parent][: 1 + with_page]
-        self.runs = pd.concat([pd.read_csv(x / "runs.csv") for x in self.folders])
+        self.folders = [folder, folder.parent][: 1 + bool(with_page)]
+        runs = pd.concat([pd.read_csv(x / "runs.csv") for x in self.folders])
+        self.runs = runs[runs["setting"].str.fullmatch(with_page or ".*")]
         labels = known("labels", "setting")["label"]
         there = sorted(set(self.runs["setting"]))
         there.sort(key=lambda s: labels.index.get_loc(s) if s in labels else len(labels))
@@ -365,10 +365,10 @@ HELD = partial(by_task, interval=stats.t_interval)
 PAGES = {  # sections of the answer, sections of the details, options of Sweep; text: a picture
     "mujoco": ([by_algorithm, "curves"], {}, {"smooth": 1, "beside": True}),
     "table1": ([summary, "curves"], APART | TASKS | KL, {"reference": "clip-0.2"}),
-    "table1/log-std": ([HELD, "curves"], {}, {}),
+    "table1/log-std": ([HELD, "curves"], {}, {"with_page": "clip-0.2|log-std.*"}),
     "table1-2017": ([summary, "curves"], APART | TASKS | KL, {"reference": "clip-0.2"}),
     "held-out": ([HELD, "curves"], BEATEN | KL | ENTROPY, {"reference": "clip-0.2"}),
-    "held-out/log-std": ([HELD], {}, {"with_page": True}),
+    "held-out/log-std": ([HELD], {}, {"with_page": ".*"}),
     "rivals": ([partial(HELD, paper="paper_fig3"), "curves"], BEATEN, {"reference": "ppo"}),
     "rivals/settings": ([by_task], {}, {}),
     "ablation": ([ablation], TASKS, {"reference": "defaults-clip"}),

@@ -29,15 +29,14 @@ def bootstrap(table, rng=0, **statistics):
     """
     cells, width = list(table.to_numpy().flat), table.shape[1]
 
-    def calculated(*cells, axis=-1):
+    def measure(*cells, axis=-1):
         rows = [cells[i : i + width] for i in range(0, len(cells), width)]
         return np.concatenate([list(statistic(rows)) for statistic in statistics.values()])
 
-    found = np.full((len(values := calculated(*cells)), 4), np.nan)
+    found = np.full((len(values := measure(*cells)), 4), np.nan)
     found[:, 0] = values
     if min(map(len, cells)) >= FEWEST:
-        drawn = stats.bootstrap(cells, calculated, n_resamples=RESAMPLES, vectorized=True,
-                                method="percentile", rng=rng)  # fmt: skip
+        drawn = stats.bootstrap(cells, measure, n_resamples=RESAMPLES, method="percentile", rng=rng)
         found[:, 1:3] = np.transpose(drawn.confidence_interval)
         found[:, 3] = drawn.bootstrap_distribution.mean(-1)
     ends = np.cumsum([len(statistic(table.to_numpy())) for statistic in statistics.values()])

@@ -368,13 +368,21 @@ def test_a_section_of_another_start_of_a_task(tmp_path, monkeypatch):
     assert table[4] == "| clipping, ε = 0.2 | " + " | ".join(["1,880<br>1,731 to 2,029"] * 4) + " |"
     assert "SEEDS=3 bash benchmark/log_std.sh" in page and "- 12 runs, seeds 1, 2, 3" in page
 
-    sweep = report.Sweep(tmp_path / "held-out/log-std", tmp_path, with_page=True)
+    sweep = report.Sweep(tmp_path / "held-out/log-std", tmp_path, with_page=".*")
     monkeypatch.setattr(noise, "HALFWAY", 500)
     assert noise.points(sweep, "clip-0.2", "Ant") == [(1.5, pytest.approx(1880))] * 3
     assert len(noise.points(sweep, "clip-0.2", "Humanoid")) == 1
     monkeypatch.setattr(noise, "PAGE", tmp_path / "held-out")
     noise.main()
     assert (tmp_path / "held-out/log-std/noise.png").exists()
+
+
+def test_a_section_shows_rows_of_its_page():
+    """Of table1 the row whose start is 0, beside the other starts of log std."""
+    folder = report.HERE / "results/table1"
+    sweep = report.Sweep(folder / "log-std", folder, **report.PAGES["table1/log-std"][2])
+    assert list(sweep.label)[0] == "clip-0.2" and len(sweep.table(common=False).iloc[0, 0]) > 1
+    assert all(x.startswith("log-std-") for x in list(sweep.label)[1:]) and len(sweep.label) > 1
 
 
 def test_what_the_clip_and_a_change_add(tmp_path, monkeypatch):
