@@ -8,7 +8,7 @@
 #   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, and 3 of the first five
 #     rows from -1; the page has a column TASK@START of each
 #   - other values of epsilon and beta on Ant, 3 seeds
-#   - eps = 0.2 with the same --init-log-std on the seven tasks: 1 seed, 3 from -1
+#   - eps = 0.2 with the same --init-log-std on the seven tasks: 3 seeds, 1 from -1.5
 #     bash benchmark/log_std.sh [flags of launch.py]
 #     python benchmark/report.py held-out/log-std
 #     python benchmark/report.py table1/log-std                the seven tasks
@@ -104,7 +104,6 @@ run() {  # page, setting, task, seed, command
 ant=$(points Ant)
 humanoid=$(points Humanoid)
 for seed in $(seq "${SEEDS:-3}"); do
-  [ "$seed" = 1 ] && starts="-1 -0.5 -1.5" || starts=-1
   for task in Ant Humanoid; do
     [ "$task" = Ant ] && std=$ant || std=$humanoid
     for line in "${COPIES[@]}"; do
@@ -118,7 +117,8 @@ for seed in $(seq "${SEEDS:-3}"); do
       run held-out/log-std "$setting" "$task" "$seed" "$command"
     done
   done
-  for start in $starts; do
+  for start in -1 -0.5 -1.5; do
+    [ "$seed" = 1 ] || [ "$start" = -1 ] || continue
     for line in "${ROWS[@]:0:$((seed > 1 ? 5 : 99))}"; do
       read -r setting command <<< "$line"
       for task in Ant Humanoid; do
@@ -131,7 +131,8 @@ for seed in $(seq "${SEEDS:-3}"); do
     run held-out/log-std "$setting" Ant "$seed" "$command"
   done
   for task in $SEVEN; do
-    for start in $starts; do
+    for start in -1 -0.5 -1.5; do
+      [ "$seed" = 1 ] || [ "$start" != -1.5 ] || continue
       run table1/log-std "log-std$start" "$task" "$seed" ppo_continuous.py --init-log-std "$start"
     done
   done

@@ -50,7 +50,7 @@ def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_pat
     curves = tmp_path / "benchmark/results/held-out/curves.csv"
     curves.write_text("setting,task,seed,step,entropy\n" + "".join(rows))
     done = subprocess.run(command, **options)
-    assert done.returncode == 0 and done.stdout.count("\n") == 218
+    assert done.returncode == 0 and done.stdout.count("\n") == 232
     assert not list((tmp_path / "benchmark/log_std").glob("*.txt"))
 
 
