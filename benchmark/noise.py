@@ -1,12 +1,14 @@
 """Draws score against the policy's noise on Ant and Humanoid: results/held-out/log-std/noise.png.
 
-From the CSV files of held-out and of its section; a line joins a setting's starts of log std.
+From the CSV files of held-out and of its section; a line joins a setting's starts of log std. The
+title has Spearman's rank correlation over the points drawn: those above the random policy.
 """
 
-from itertools import product
 from pathlib import Path
 
+import numpy as np
 import plots
+import stats
 from plots import plt
 from report import PAGES, Sweep
 
@@ -30,13 +32,17 @@ def main():
     # NAME-std-COPY and NAME-grad-clipped have the colour of NAME
     bases = {s: s.replace("-grad-", "-std-").partition("-std-")[::2] for s in sweep.label}
     look = plots.looks(dict.fromkeys(base for base, _ in bases.values()))
-    for (ax, task), (s, (base, copy)) in product(zip(axes, tasks), bases.items()):
-        found = [x for x in points(sweep, s, task) if x[1] > sweep.random[task]]
-        if found:
-            marker = COPIES.get(copy, "o" if base in plots.STYLE else "^")
-            style = dict(marker=marker, markeredgecolor="black", markeredgewidth=0.6, **look[base])
-            ax.plot(*zip(*found), label=sweep.label[s], **style)
-        ax.set(title=task, xlabel=f"entropy of the policy after {HALFWAY:,} steps")
+    for ax, task in zip(axes, tasks):
+        drawn = []
+        for s, (base, copy) in bases.items():
+            found = [x for x in points(sweep, s, task) if x[1] > sweep.random[task]]
+            drawn += found
+            if found:
+                marker = COPIES.get(copy, "o" if base in plots.STYLE else "^")
+                style = dict(marker=marker, markeredgecolor="black", markeredgewidth=0.6)
+                ax.plot(*zip(*found), label=sweep.label[s], **style, **look[base])
+        title = f"{task}: rank correlation {stats.spearman(*np.transpose(drawn)):.2f}"
+        ax.set(title=title, xlabel=f"entropy of the policy after {HALFWAY:,} steps")
     axes[0].set_ylabel("mean return of the last 100 episodes")
     axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", fontsize=8)
     axes[-1].axis("off")
