@@ -6,28 +6,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-SETTINGS=(
-  "clip-0.2           ppo_continuous.py"
-  "fixed-kl-1         ppo_klpen.py --no-adapt-kl-coef --kl-coef 1"
-  "adaptive-kl-0.01   ppo_klpen.py --kl-target 0.01"
-  "no-clip            ppo_noclip.py"
-  "pg                 ppo_noclip.py --surrogate pg"
-  "clip-0.1           ppo_continuous.py --clip-coef 0.1"
-  "clip-0.3           ppo_continuous.py --clip-coef 0.3"
-  "log-clip-0.2       ppo_continuous.py --clip-coef 0.2 --clip-log-ratio"
-  "adaptive-kl-0.003  ppo_klpen.py --kl-target 0.003"
-  "adaptive-kl-0.03   ppo_klpen.py --kl-target 0.03"
-  "fixed-kl-0.3       ppo_klpen.py --no-adapt-kl-coef --kl-coef 0.3"
-  "fixed-kl-3         ppo_klpen.py --no-adapt-kl-coef --kl-coef 3"
-  "fixed-kl-10        ppo_klpen.py --no-adapt-kl-coef --kl-coef 10"
-  "trpo               benchmark/rivals/trpo.py"
-  "vpg                benchmark/rivals/vpg.py"
-)
+rows() {
+  cat benchmark/table1_rows.txt
+  echo "trpo  benchmark/rivals/trpo.py"
+  echo "vpg   benchmark/rivals/vpg.py"
+}
 
 for seed in $(seq "${SEEDS:-5}"); do
   for task in Ant Humanoid; do
-    for line in "${SETTINGS[@]:0:$((seed > 3 ? 3 : 99))}"; do
-      read -r setting command <<< "$line"
+    rows | sed -n "1,$((seed > 3 ? 3 : 99))p" | while read -r setting command; do
       echo python $command --env-id "$task" --seed "$seed" \
         --run-dir "runs/held-out/$setting/$task/$seed"
     done

@@ -15,23 +15,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ROWS=(
-  "clip-0.2           ppo_continuous.py"
-  "fixed-kl-1         ppo_klpen.py --no-adapt-kl-coef --kl-coef 1"
-  "adaptive-kl-0.01   ppo_klpen.py --kl-target 0.01"
-  "no-clip            ppo_noclip.py"
-  "trpo               benchmark/rivals/trpo.py"
-  "vpg                benchmark/rivals/vpg.py"
-  "pg                 ppo_noclip.py --surrogate pg"
-  "clip-0.1           ppo_continuous.py --clip-coef 0.1"
-  "clip-0.3           ppo_continuous.py --clip-coef 0.3"
-  "log-clip-0.2       ppo_continuous.py --clip-coef 0.2 --clip-log-ratio"
-  "adaptive-kl-0.003  ppo_klpen.py --kl-target 0.003"
-  "adaptive-kl-0.03   ppo_klpen.py --kl-target 0.03"
-  "fixed-kl-0.3       ppo_klpen.py --no-adapt-kl-coef --kl-coef 0.3"
-  "fixed-kl-3         ppo_klpen.py --no-adapt-kl-coef --kl-coef 3"
-  "fixed-kl-10        ppo_klpen.py --no-adapt-kl-coef --kl-coef 10"
-)
 COPIES=(
   "clip-0.2-std-unclipped      unclipped_ppo_continuous.py"
   "clip-0.2-std-only           unclipped_ppo_continuous.py --unclipped mean"
@@ -97,6 +80,12 @@ END
   echo "$found"
 }
 
+rows() {
+  echo "trpo  benchmark/rivals/trpo.py"
+  cat benchmark/table1_rows.txt
+  echo "vpg   benchmark/rivals/vpg.py"
+}
+
 run() {  # page, setting, task, seed, command
   echo python "${@:5}" --env-id "${3%@*}" --seed "$4" --run-dir "runs/$1/$2/$3/$4"
 }
@@ -119,8 +108,7 @@ for seed in $(seq "${SEEDS:-3}"); do
   done
   for start in -1 -0.5 -1.5; do
     [ "$seed" = 1 ] || [ "$start" = -1 ] || continue
-    for line in "${ROWS[@]:0:$((seed > 1 ? 5 : 99))}"; do
-      read -r setting command <<< "$line"
+    rows | sed -n "1,$((seed > 1 ? 5 : 99))p" | while read -r setting command; do
       for task in Ant Humanoid; do
         run held-out/log-std "$setting" "$task@$start" "$seed" "$command" --init-log-std "$start"
       done

@@ -32,7 +32,7 @@ def patched(script, name, folder):
 
 @needs_patch
 def test_sweep_needs_the_page_before_it_and_a_dry_run_leaves_no_schedule(tmp_path):
-    for name in ("ppo_*.py", "benchmark/l*", "benchmark/rivals"):
+    for name in ("ppo_*.py", "benchmark/l*", "benchmark/table1_rows.txt", "benchmark/rivals"):
         for path in ROOT.glob(name):
             copy = shutil.copytree if path.is_dir() else shutil.copy
             (tmp_path / "benchmark").mkdir(exist_ok=True)
