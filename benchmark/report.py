@@ -252,24 +252,24 @@ def statistics(sweep):
 def summary(sweep):
     """Settings by mean normalised score, as in Table 1."""
     run, setting, whole, pairs, column = statistics(sweep)
-    base, there, labels = sweep.reference, sweep.table(), list(sweep.label.values())
+    base, there, name = sweep.reference, sweep.table(), sweep.label
     columns = {
         "paper": column,
         "best run = 1": run["mean"],
         "best setting = 1": setting["mean"],
         "IQM": run["iqm"],
         "all of training": whole["mean"],
-        f"minus {sweep.label[base]}": [x if x[0] else "-" for x in run["less"]],
-        f"P({sweep.label[base]} > it)": [pairs.get((base, s), ["-"])[-1] for s in sweep.label],
+        f"minus {name[base]}": [cell(x, "{:.3f}".format) if x[0] else "-" for x in run["less"]],
+        f"P({name[base]} > it)": [pairs.get((base, s), ["-"])[-1] for s in name],
         "runs": there.map(len).sum(axis=1),
     }
-    text = f"{table(columns, labels)}\n"
+    text = f"{table(columns, name.values())}\n"
     if "rank" in run:
         rank = cell(run["rank"][0], "{:.2f}".format)
         text += f"Rank correlation with the paper's column (Spearman): {rank}.\n\n"
     text += common_tasks(sweep)
     bars = {f"ours, {head}": columns[head] for head in ("best run = 1", "best setting = 1")}
-    return text + sweep.picture("scores", labels, bars, column)
+    return text + sweep.picture("scores", list(name.values()), bars, column)
 
 
 def told_apart(sweep):
