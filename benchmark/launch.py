@@ -40,6 +40,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -64,6 +65,14 @@ except OSError:
     pass
 shutil.rmtree(sys.argv[2], ignore_errors=True)
 """
+
+
+def say(text, end="\n"):
+    """Prints. Where the reader, a terminal or `| tee`, is gone, the sweep goes on in silence."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_order(name):
@@ -107,7 +116,8 @@ def read_new(directory, seen):
     first = ORDER[:2:-1]  # a checkpoint before a look at what it needs
     for name in first:
         read(name)
-    names = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
+    found = [Path(root, name) for root, _, names in os.walk(directory) for name in names]
+    names = {path.relative_to(directory).as_posix() for path in found}
     for name in sorted(names - set(first), key=write_order, reverse=True):
         if not name.endswith(".tmp") and not name.startswith("wandb/"):
             read(name)
@@ -229,8 +239,9 @@ class Coordinator:
         return not self.stopping
 
     def crashed(self, run_dir, log):
-        """Keeps the log. Says whether to try again."""
-        write(self.root, {f"{run_dir}.log": log})
+        """Adds the log to DIR.log. Says whether to try again."""
+        with open(self.root / f"{run_dir}.log", "ab") as file:
+            file.write(log + b"\n")
         self.crashes[run_dir] += 1
         return self.crashes[run_dir] < 2
 
@@ -294,9 +305,9 @@ def train(coordinator, run_dir, command, sources, path, threads, sync):
             if is_due:
                 next_sync = time.monotonic() + sync
         heartbeat(read_new(directory, seen), ended=True)
-        if process.returncode in (0, 3):
-            summary = read_json(directory / "summary.json")
-            return summary.get("status", "failed"), f"score {summary.get('score')}"
+        summary = read_json(directory / "summary.json")
+        if process.returncode in (0, 3) and "status" in summary:
+            return summary["status"], f"score {summary.get('score')}"
         if stopping:
             return "stopped", ""
         log = (work / "log.txt").read_bytes()
@@ -336,7 +347,8 @@ def read_commands(lines):
     commands = {}
     for line in lines:
         try:
-            command = shlex.split(line, comments=True)
+            words = [] if line.lstrip().startswith("#") else shlex.split(line)
+            command = list(takewhile(lambda word: not word.startswith("#"), words))
         except ValueError as error:
             raise ValueError(f"{error}: {line.strip()}") from error
         if not command:
@@ -374,9 +386,12 @@ def without_listed(commands, path):
     Raises ValueError if path is none."""
     try:
         with open(path, newline="") as file:
-            rows = [x for x in csv.DictReader(file) if x["status"] in ("finished", "diverged")]
-        listed = {(row["setting"], row["task"], row["seed"]) for row in rows}
-    except (OSError, KeyError) as error:
+            rows = csv.DictReader(file)
+            if missing := {"setting", "task", "seed", "status"} - set(rows.fieldnames or ()):
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+            ended = [x for x in rows if x["status"] in ("finished", "diverged")]
+        listed = {(row["setting"], row["task"], row["seed"]) for row in ended}
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"--skip {path}: no runs.csv of report.py: {error}") from error
     return {r: c for r, c in commands.items() if PurePosixPath(r).parts[-3:] not in listed}
 
@@ -385,38 +400,39 @@ class Display:
     """A line for every run that ends, and one that says where the sweep stands."""
 
     def __init__(self, total, done, fractions):
-        self.total, self.done = total, done
+        self.total, self.done, self.failed = total, done, 0
         self.fractions = fractions  # {run directory: fraction done} of those that have not ended
         self.work_before = self.work()
         self.start, self.last_print = time.monotonic(), 0.0
         self.terminal = sys.stdout.isatty()
 
     def line(self, text):
-        print(f"\r{text:79}" if self.terminal else text, flush=True)
+        say(f"\r{text:79}" if self.terminal else text)
 
     def work(self):
         """Runs done, with the parts of others."""
         return self.done + sum(self.fractions.values())
 
     def ended(self, run_dir, status, text):
-        if status in ("finished", "diverged"):
-            self.done += 1
+        if status != "stopped":
             del self.fractions[run_dir]
+            self.done += (done := status in ("finished", "diverged"))
+            self.failed += not done
         self.line(f"[{self.done}/{self.total}] {run_dir} {status} {text}")
 
     def state(self, running):
         """running: {run directory: fraction done}."""
         self.fractions |= running
-        seconds, work = time.monotonic() - self.start, self.work()
+        seconds, work, total = time.monotonic() - self.start, self.work(), self.total - self.failed
         text = f"{self.done}/{self.total} runs, {len(running)} running, {work / self.total:.1%}"
         if work > self.work_before:
-            left = (self.total - work) * seconds / (work - self.work_before)
+            left = (total - work) * seconds / (work - self.work_before)
             text += f", {timedelta(seconds=round(left))} left"
         if self.terminal:
-            print(f"\r{text:79}", end="", flush=True)
+            say(f"\r{text:79}", end="")
         elif seconds - self.last_print > 60:
             self.last_print = seconds
-            print(text, flush=True)
+            say(text)
 
     def end(self):
         took = timedelta(seconds=round(time.monotonic() - self.start))
@@ -467,9 +483,14 @@ def submit(args, commands):
     )  # fmt: skip
     path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = max(1, int(args.cpus))
-    return coordinator, lambda run_dir: task.remote(
-        coordinator, run_dir, commands[run_dir], sources, path, threads, args.sync
-    )
+
+    def begin(run_dir):
+        command = commands[run_dir]
+        beside = os.path.dirname(os.path.abspath(command[1]))  # where an environment may lie
+        paths = [beside, *path]
+        return task.remote(coordinator, run_dir, command, sources, paths, threads, args.sync)
+
+    return coordinator, begin
 
 
 def catch_signals():
@@ -499,9 +520,9 @@ def sweep(args, commands):
     """Runs what is left of commands. Returns the exit code."""
     unfinished = {r: command for r, command in commands.items() if not is_done(r, command)}
     done = [r for r in commands if r not in unfinished]
-    print(f"{len(commands)} runs, {len(done)} of them done before", flush=True)
+    say(f"{len(commands)} runs, {len(done)} of them done before")
     if stale := [r for r in done if not same_script(r, commands[r])]:
-        print(f"{len(stale)} of these by another version of the script, such as {stale[0]}")
+        say(f"{len(stale)} of these by another version of the script, such as {stale[0]}")
     if not unfinished:
         return 0
     for run_dir in unfinished:
@@ -515,31 +536,35 @@ def sweep(args, commands):
     fractions = {run_dir: fraction_done(Path(run_dir)) for run_dir in unfinished}
     display = Display(len(commands), len(done), fractions)
     failed, deadline = {}, None
-    while pending:
-        ready, _ = ray.wait(list(pending), timeout=TICK)
-        for ref in ready:
-            run_dir, (status, text) = pending.pop(ref), result(ref)
-            if status == "again" and not stopped:
-                pending[begin(run_dir)] = run_dir
-                display.line(f"{run_dir} is tried once more: {text.strip()}")
-                continue
-            if status not in ("finished", "diverged") and not stopped:
-                failed[run_dir] = text
-            display.ended(run_dir, status, text.partition("\n")[0])
-        running = ray.get(coordinator.state.remote(stop=bool(stopped)))
-        running = {r: running[r] for r in running.keys() & set(pending.values())}
-        display.state(running)
-        if stopped:
-            if not deadline:
-                display.line(f"stops: waits for the checkpoints of {len(running)} runs")
-                deadline = time.monotonic() + 60
-            if not running or time.monotonic() > deadline:
-                break
+    try:
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=TICK)
+            for ref in ready:
+                run_dir, (status, text) = pending.pop(ref), result(ref)
+                if status == "again" and not stopped:
+                    pending[begin(run_dir)] = run_dir
+                    display.line(f"{run_dir} is tried once more: {text.strip()}")
+                    continue
+                if status not in ("finished", "diverged") and not stopped:
+                    failed[run_dir] = text
+                display.ended(run_dir, status, text.partition("\n")[0])
+            running = ray.get(coordinator.state.remote(stop=bool(stopped)))
+            running = {r: running[r] for r in running.keys() & set(pending.values())}
+            display.state(running)
+            if stopped:
+                if not deadline:
+                    display.line(f"stops: waits for the checkpoints of {len(running)} runs")
+                    deadline = time.monotonic() + 60
+                if not running or time.monotonic() > deadline:
+                    break
+    except ray.exceptions.RayError as error:  # not of a run: the cluster is gone
+        text = str(error).strip().splitlines()[-1]
+        failed[f"{len(pending)} runs"] = f"{text}; the same command goes on from here"
     display.end()
     for run_dir, text in failed.items():
-        print(f"\nFAILED {run_dir}: {text}")
+        say(f"\nFAILED {run_dir}: {text}")
     if stopped:
-        print("stopped; the same command goes on from here", flush=True)
+        say("stopped; the same command goes on from here")
         return 128 + stopped[0]
     return 1 if failed else 0
 
@@ -571,7 +596,8 @@ def main():
         for path in args.skip:
             commands = without_listed(commands, path)
         if args.dry_run:
-            print(*map(shlex.join, commands.values()), sep="\n")
+            for command in commands.values():
+                say(shlex.join(command))
             return 0
         if ray is None:
             raise ValueError("Ray is missing: pip install -r benchmark/requirements.txt")

@@ -23,8 +23,8 @@ from launch import read_commands, read_new, same_script, source_files, write  # 
 PPO = "--env-id InvertedPendulum --num-steps 256 --no-compile --checkpoint-every 1"
 
 # A run of short steps, with the files and exit codes of a real one. --fault says what befalls it in
-# step 2: crash (always), once (when it first comes there), diverge, usage. As long as there is a
-# file $HOLD, it waits in step 3.
+# step 2: crash (always), once (when it first comes there), diverge; or at once: usage, silent. As
+# long as there is a file $HOLD, it waits in step 3.
 FAKE = r"""
 import argparse, json, os, pathlib, signal, sys, time
 parser = argparse.ArgumentParser()
@@ -35,6 +35,9 @@ args = parser.parse_args()
 if args.fault == "usage":
     print("bad usage")
     sys.exit(2)
+if args.fault == "silent":
+    print("nothing done")
+    sys.exit(0)
 d = args.run_dir
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
@@ -71,7 +74,7 @@ for step in range(start + 1, args.total_timesteps + 1):
         end("interrupted", 143)
 end("finished", 0)
 """
-FAULTS = ("once", "crash", "diverge", "usage")
+FAULTS = ("once", "crash", "diverge", "usage", "silent")
 
 
 launched = []
@@ -178,6 +181,12 @@ def test_refuses(folder, monkeypatch, line, complaint):
         read_commands(line.splitlines())
 
 
+def test_a_comment_begins_at_a_word(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    lines = ["# it's none", "python fake.py --run-dir 'a #1'", "python fake.py --run-dir b#2 # two"]
+    assert list(read_commands(lines)) == ["a #1", "b#2"]
+
+
 def test_time_left_counts_the_parts_of_runs_that_wait(capsys, monkeypatch):
     """Ten runs of which six tenths are done; a tenth of one more took a second."""
     monkeypatch.setattr(launcher.time, "monotonic", lambda: 100.0)
@@ -187,6 +196,12 @@ def test_time_left_counts_the_parts_of_runs_that_wait(capsys, monkeypatch):
     assert capsys.readouterr().out == "0/10 runs, 1 running, 61.0%, 0:00:39 left\n"
     display.ended("run0", "finished", "score 1")
     assert display.work() == pytest.approx(1 + 9 * 0.6)
+    for i in range(1, 9):
+        display.ended(f"run{i}", "failed", "")
+    display.last_print, display.work_before = -1000.0, 0.6
+    capsys.readouterr()
+    display.state({"run9": 0.6})
+    assert capsys.readouterr().out == "1/10 runs, 1 running, 16.0%, 0:00:00 left\n"
 
 
 def test_refuses_flags(folder):
@@ -248,8 +263,10 @@ def test_skips_what_a_report_has(folder):
     lines = [f"python fake.py --run-dir runs/x/a/T/{i}" for i in range(4)]
     found = finish(launch(folder, lines, "--dry-run", "--skip", "runs.csv"))
     assert found == (0, "\n".join(lines[2:]) + "\n")
-    code, output = finish(launch(folder, lines, "--skip", "none.csv"))
-    assert code == 2 and "--skip none.csv" in output
+    (folder / "other.csv").write_text("setting,task\n")
+    for name, reason in (("none.csv", "No such file"), ("other.csv", "no column seed, status")):
+        code, output = finish(launch(folder, lines, "--skip", name))
+        assert code == 2 and output.startswith(f"launch.py: --skip {name}: ") and reason in output
 
 
 @pytest.mark.parametrize(
@@ -335,6 +352,15 @@ def test_sends_what_a_script_imports(rivals, folder):
     assert saved_args["threads"] == "2"
 
 
+def test_finds_an_environment_beside_the_script(folder):
+    needs_ray()
+    (folder / "sub").mkdir()
+    (folder / "sub/env.py").touch()
+    (folder / "sub/own.py").write_text("import importlib\nimportlib.import_module('env')\n" + FAKE)
+    line = "python sub/own.py --run-dir runs/own"
+    assert finish(launch(folder, [line], "--workers", "1"))[0] == 0
+
+
 def test_keeps_the_order_of_the_lines(folder):
     """Of several scripts: a sweep that is stopped has done the first seeds of all."""
     needs_ray()
@@ -354,6 +380,8 @@ def test_every_outcome(folder):
     lines = [f"python fake.py --run-dir runs/good/{i}" for i in range(3)]
     lines += [f"python fake.py --fault {x} --run-dir runs/{x}" for x in FAULTS]
     (folder / "hold").touch()
+    (folder / "runs").mkdir()
+    (folder / "runs/crash.log").write_text("a user's notes\n")
     sweep = launch(folder, lines, "--workers", "2", "--sync", "1")
     wait_for(lambda: holding(folder) == {"runs/good/0", "runs/good/1"})
     end = time.monotonic() + 3
@@ -371,9 +399,11 @@ def test_every_outcome(folder):
     assert summary(folder, "runs/crash")["status"] == "failed"
     wait_for(lambda: not list(folder.glob("ppo-*")))  # where the runs worked
     failed = output.split("FAILED")[1:]
-    assert sorted(x.split()[0] for x in failed) == ["runs/crash:", "runs/usage:"]
+    assert sorted(x.split()[0] for x in failed) == ["runs/crash:", "runs/silent:", "runs/usage:"]
     assert "the reason of it" in output and not (folder / "runs/usage").exists()
-    assert "the reason of it" in (folder / "runs/crash.log").read_text()
+    log = (folder / "runs/crash.log").read_text()
+    assert log.startswith("a user's notes\n") and log.count("the reason of it") == 2
+    assert "nothing done" in output and "nothing done" in (folder / "runs/silent.log").read_text()
 
     before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/**/*.json")}
     code, output = finish(launch(folder, [x for x in lines if "--fault" not in x], "--workers=1"))
@@ -398,13 +428,20 @@ def test_a_second_launcher_stays_out_of_what_is_running(folder):
     assert finish(first)[0] == 0 and steps(folder, "runs/a") == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stops_and_goes_on(folder, signum, code):
+@pytest.mark.parametrize(
+    "signum, code, reader",
+    [(signal.SIGINT, 130, "there"), (signal.SIGTERM, 143, "there"), (signal.SIGINT, 130, "gone")],
+)
+def test_stops_and_goes_on(folder, signum, code, reader):
+    """The reader of what it prints, such as tee, is gone with Ctrl-C."""
     needs_ray()
     lines = [f"python fake.py --run-dir runs/{i}" for i in range(3)]
     (folder / "hold").touch()
     sweep = launch(folder, lines, "--workers", "2")
     wait_for(lambda: holding(folder) == {"runs/0", "runs/1"})
+    if reader == "gone":
+        sweep.stdout.close()
+        sweep.stdout = None
     if signum == signal.SIGINT:  # Ctrl-C reaches the terminal's whole process group
         os.killpg(sweep.pid, signum)
     else:
