@@ -8,6 +8,7 @@ the entropy. Two rows begin at the state that a penalty's row has reached halfwa
 Adam, one with a new one.
 """
 
+import argparse
 import csv
 import sys
 from copy import deepcopy
@@ -97,6 +98,7 @@ def draw():
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     ppo_continuous.gym.logger.min_level = ppo_continuous.gym.logger.ERROR
     rows, half = [("setting", "seed", "step", "entropy", "root")], {}

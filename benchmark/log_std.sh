@@ -5,8 +5,8 @@
 #     out of its reach, alone in its reach, or held at 0; four rows with the log std of the clip's
 #     first run; of Humanoid 1 seed
 #   - five rows with the norm of the gradient clipped, 3 seeds: benchmark/gradients.py says why
-#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed, and 3 of the first five
-#     rows from -1; the page has a column TASK@START of each
+#   - every row of held_out.sh with --init-log-std -0.5, -1, -1.5: 1 seed; from -1 3 seeds of TRPO,
+#     eps = 0.2, beta = 1, d_targ = 0.01 and no clipping; the page has a column TASK@START of each
 #   - other values of epsilon and beta on Ant, 3 seeds
 #   - eps = 0.2 with the same --init-log-std on the seven tasks: 3 seeds, 1 from -1.5
 #     bash benchmark/log_std.sh [flags of launch.py]
@@ -80,7 +80,7 @@ END
   echo "$found"
 }
 
-rows() {
+rows() {  # the first five with three seeds
   echo "trpo  benchmark/rivals/trpo.py"
   cat benchmark/table1_rows.txt
   echo "vpg   benchmark/rivals/vpg.py"

@@ -4,6 +4,7 @@ From the CSV files of held-out and of its section; a line joins a setting's star
 title has Spearman's rank correlation over the points drawn: those above the random policy.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def points(sweep, setting, task):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     sweep = Sweep(PAGE / "log-std", PAGE, **PAGES["held-out/log-std"][2])
     tasks = [x for x in sweep.tasks if "@" not in x]
     figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 5.2))

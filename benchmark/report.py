@@ -9,7 +9,6 @@ folder within it with CSV files is a section. labels.csv orders and names the se
 import argparse
 import json
 import shlex
-import sys
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +21,7 @@ import stats
 HERE = Path(__file__).resolve().parent
 KEY = ["setting", "task", "seed"]
 METRICS = {"score": "last 100 episodes", "score_all": "all of training"}
+load = partial(pd.read_csv, dtype={"setting": str, "task": str})
 
 
 def read(path):
@@ -94,10 +94,10 @@ def curve(episodes, metrics, total):
     return points
 
 
-def merged(old, new):
-    """new, and the rows of old that are of other runs: made elsewhere, or their directory gone."""
+def merged(old, new, runs):
+    """new, and the rows of old that are not of runs: made elsewhere, or their directory gone."""
     if len(old):
-        old = old[~old.set_index(KEY).index.isin(new.set_index(KEY).index)]
+        old = old[~old.set_index(KEY).index.isin(runs.set_index(KEY).index)]
     rows, number = pd.concat([old, new]), lambda x: x.astype(int) if x.name == "seed" else x
     return rows.sort_values(KEY, key=number, kind="stable")
 
@@ -113,7 +113,7 @@ class Sweep:
     def __init__(self, folder, root, reference="", smooth=5, beside=False, with_page=""):
         self.folder, self.root, self.width, self.beside = folder, root, smooth, beside
         self.folders = [folder, folder.parent][: 1 + bool(with_page)]
-        runs = pd.concat([pd.read_csv(x / "runs.csv") for x in self.folders])
+        runs = pd.concat([load(x / "runs.csv") for x in self.folders])
         self.runs = runs[runs["setting"].str.fullmatch(with_page or ".*")]
         labels = known("labels", "setting")["label"]
         there = sorted(set(self.runs["setting"]))
@@ -137,7 +137,7 @@ class Sweep:
 
     def curves(self, column="return"):
         """{(setting, task): DataFrame of values, steps x seeds}."""
-        rows = pd.concat([pd.read_csv(x / "curves.csv") for x in self.folders])
+        rows = pd.concat([load(x / "curves.csv") for x in self.folders])
         groups = rows.groupby(["setting", "task"]) if column in rows else ()
         return {key: x.pivot(index="step", columns="seed", values=column) for key, x in groups}
 
@@ -181,14 +181,13 @@ def common_tasks(sweep):
 
 def how(name, sweep):
     """How the runs were made, as a list."""
-    runs = pd.read_csv(sweep.folder / "runs.csv")
+    runs = load(sweep.folder / "runs.csv")
     runs = runs.replace("(?<=[0-9a-f]{7})[0-9a-f]{33}", "", regex=True)
     seeds, hours = ", ".join(map(str, sorted(set(runs["seed"])))), runs["seconds"].sum() / 3600
     names = (x.replace("-", "_") for x in (name.split("/")[-1], name.replace("/", "_")))
     scripts = [f"benchmark/{x}.sh" for x in names if (HERE / f"{x}.sh").exists()]
     made = [f"`SEEDS={runs['seed'].nunique()} bash {x}`" for x in scripts[:1]]
-    made += [f"`python benchmark/report.py {name if made else name.split('/')[0]}`"]
-    lines = [", then ".join(made)]
+    lines = [", then ".join([*made, f"`python benchmark/report.py {name}`"])]
     seeds += ", not all of every row" * bool(len(runs) < runs[KEY].nunique().prod())
     lines += [f"{len(runs)} runs, seeds {seeds}; {hours:.1f} hours of training in all"]
     lines += [f"the first: `{runs['command'].iloc[0].split(' --run-dir')[0]}`"]
@@ -338,7 +337,7 @@ def ablation(sweep):
     norm, labels = stats.normalised(sweep.table(), sweep.random, np.max), known("labels", "setting")
     both = [{f"{s}-clip", f"{s}-no-clip"} <= set(norm.index) for s in labels.index]
     labels = labels["label"][both]
-    if labels.empty:
+    if "defaults" not in labels:  # from which the changes are
         return by_task(sweep)
     found = stats.bootstrap(
         norm.loc[[f"{s}-{x}" for s in labels.index for x in ("clip", "no-clip")]],
@@ -406,19 +405,20 @@ def main():
     out = args.out or HERE / "results" / args.name
     try:
         runs, points = collect(folder)
-    except ValueError as error:
-        return f"report.py: {' '.join(str(error).split())}"
-    for name, rows in (("runs.csv", runs), ("curves.csv", points)) if len(runs) else ():
-        write(out / name, merged(read(out / name), rows))
-    top = out.parent if "/" in args.name else out  # of a section, the page
-    if missing := [x for x in (out, top) if not (x / "runs.csv").exists()]:
-        return f"no {missing[0] / 'runs.csv'}; runs that have ended in {folder}: {len(runs)}"
-    out, args.name = top, args.name.split("/")[0]
-    others = sorted({*out.glob("*.md")} - {out / "answer.md", out / "README.md"})
-    text = "\n".join([page(args.name, out, out), *(x.read_text() for x in others)])
-    (out / "README.md").write_text(text)
-    print(out / "README.md")
+        for name, rows in (("runs.csv", runs), ("curves.csv", points)) if len(runs) else ():
+            write(out / name, merged(read(out / name), rows, runs))
+        top = out.parent if "/" in args.name else out  # of a section, the page
+        needed = [x / y for x in (out, top) for y in ("runs.csv", "curves.csv")]
+        if missing := [x for x in needed if not x.exists()]:
+            raise ValueError(f"no {missing[0]}; runs that have ended in {folder}: {len(runs)}")
+        path = top / "README.md"
+        others = sorted({*top.glob("*.md")} - {top / "answer.md", path})
+        first = page(args.name.split("/")[0], top, top)
+        path.write_text("\n".join([first, *map(Path.read_text, others)]))
+        print(path)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"report.py: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

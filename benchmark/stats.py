@@ -16,9 +16,9 @@ def t_interval(x):
 
 
 def normalised(table, random, best):
-    """The table with random, a Series, at 0 and the best run (np.max) or setting (np.mean) at 1."""
+    """The table with random, a Series, at 0, best, np.max (a run) or np.mean, at 1; -1 if below."""
     random = random[table.columns]
-    return (table - random) / (table.map(best).max() - random)
+    return (table - random) / (table.map(best).max() - random).abs()
 
 
 def bootstrap(table, rng=0, **statistics):

@@ -126,6 +126,7 @@ def test_gradients_are_those_of_the_scripts(tmp_path, monkeypatch):
     constants = dict(TASK="InvertedPendulum-v4", TOTAL=8192, SEEDS=(1,), HALF=1, OUT=tmp_path)
     for name, x in constants.items():
         monkeypatch.setattr(gradients, name, x)
+    monkeypatch.setattr(sys, "argv", ["gradients.py"])
     gradients.main()
     table = pd.read_csv(tmp_path / "gradients.csv").set_index("setting")
     flags = "--env-id InvertedPendulum --total-timesteps 8192 --run-dir run".split()

@@ -4,6 +4,8 @@ import itertools
 import json
 import shutil
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,8 @@ def test_both_readings_of_best_result():
     assert [x.tolist() for x in run["B"]] == [[0.9, 0.7], [1, -1]]
     setting = stats.normalised(table, random, np.mean)  # best mean A 9, B -3
     assert setting["A"][0] == pytest.approx([8 / 9, 10 / 9]) and setting["B"][0].mean() == 1
+    below = stats.normalised(table, pd.Series({"B": 1.0, "A": 20.0}), np.max)  # better is higher
+    assert below.map(np.max).to_numpy().tolist() == [[-1, -1.5], [-2, -1]]
 
 
 # ---------------------------------------------------------------------------------- data
@@ -147,12 +151,18 @@ def make_runs(folder, settings, tasks, seeds=3):
         make_run(folder / setting / task / str(seed), seed, 2000.0 - 100 * i - 60 * seed, **args)
 
 
-def make_report(monkeypatch, folder, name):
-    """Runs the program; what it returns, and the files that it made."""
-    arguments = ["report.py", name, "--runs", folder / "runs", "--out", folder / "out"]
+def make_report(monkeypatch, folder, name, runs="runs", out="out"):
+    """Runs the program; what it complains of, or None, and the files that it made."""
+    arguments = ["report.py", name, "--runs", folder / runs, "--out", folder / out]
     monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-    result = report.main()
-    return result, {p.name: p.read_bytes() for p in (folder / "out").glob("*.*")}
+    result = None
+    try:
+        with redirect_stderr(StringIO()) as errors:
+            report.main()
+    except SystemExit as error:
+        assert error.code == 2
+        result = errors.getvalue().removesuffix("\n")
+    return result, {p.name: p.read_bytes() for p in (folder / out).glob("*.*")}
 
 
 def test_curve_is_the_mean_of_each_hundredth():
@@ -202,15 +212,16 @@ def test_runs_of_other_machines_stay(tmp_path):
     rows, _ = report.collect(tmp_path)
     old = rows[:1].assign(score="7")
     old = pd.concat([old, old.assign(task="Ant")])
-    found = report.merged(old, rows)
+    found = report.merged(old, rows, rows)
     assert found[report.KEY].to_numpy().tolist()[0] == ["clip-0.2", "Ant", "1"]
     assert found["seed"].tolist()[1:] == [str(i) for i in range(1, 11)]
     assert found["score"].tolist()[:2] == ["7", 1940]
-    assert report.merged(found, rows).equals(found)
+    assert report.merged(found, rows, rows).equals(found)
     rows = rows.assign(score=1 / 3)  # among text, too, floats have six digits
-    report.write(tmp_path / "runs.csv", report.merged(old[1:], rows))
+    report.write(tmp_path / "runs.csv", report.merged(old[1:], rows, rows))
     assert report.read(tmp_path / "runs.csv")["score"].tolist() == ["7"] + ["0.333333"] * 10
-    assert report.merged(pd.DataFrame(), rows).equals(rows.sort_values("seed", key=pd.to_numeric))
+    first = report.merged(pd.DataFrame(), rows, rows)
+    assert first.equals(rows.sort_values("seed", key=pd.to_numeric))
 
 
 # ---------------------------------------------------------------------------------- pages
@@ -276,7 +287,7 @@ def test_a_page_has_the_answer_first_and_parts_as_sections(tmp_path, monkeypatch
 
 
 def test_says_what_is_missing(tmp_path, monkeypatch):
-    says = f"no {tmp_path}/out/runs.csv; runs that have ended in {tmp_path}/runs: 0"
+    says = f"report.py: no {tmp_path}/out/runs.csv; runs that have ended in {tmp_path}/runs: 0"
     assert make_report(monkeypatch, tmp_path, "mujoco")[0] == says
 
 
@@ -315,6 +326,22 @@ def test_an_interrupted_run_replaces_none_that_has_ended(tmp_path, monkeypatch):
     make_run(tmp_path / "runs/ppo/Hopper/2", 7, 5.0)
     page = make_report(monkeypatch, tmp_path, "mujoco")[1]["README.md"].decode()
     assert "1,940, 5.0, 1,820" in page
+    for name in ("episodes.csv", "metrics.csv"):  # diverged before its first episode
+        (tmp_path / f"runs/ppo/Hopper/2/{name}").write_text("")
+    (tmp_path / "runs/ppo/Hopper/2/summary.json").write_text('{"status": "diverged"}')
+    curves = make_report(monkeypatch, tmp_path, "mujoco")[1]["curves.csv"].decode()
+    assert "ppo,Hopper,1," in curves and "ppo,Hopper,2," not in curves
+    (tmp_path / "out/curves.csv").unlink()
+    shutil.rmtree(tmp_path / "runs")
+    assert "no " in (complaint := make_report(monkeypatch, tmp_path, "mujoco")[0])
+    assert "curves.csv; runs that have ended" in complaint
+
+
+def test_settings_may_be_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda x, path: plots.plt.close(x) or path.touch())
+    make_runs(tmp_path / "runs", ["0.10", "2"], ["Hopper"])
+    page = make_report(monkeypatch, tmp_path, "learning-rates")[1]["README.md"].decode()
+    assert "| 0.10 |" in page and "| 2 |" in page
 
 
 @pytest.mark.parametrize("name", [x for x in SWEEPS if x not in ("mujoco", "atari", "another")])
@@ -356,9 +383,7 @@ def test_a_section_of_another_start_of_a_task(tmp_path, monkeypatch):
     tasks = {"held-out/log-std": ["Ant@-0.5", "Ant@-1"], "held-out": ["Ant", "Humanoid"]}
     for name in tasks:
         make_runs(tmp_path / "runs" / name, ["clip-0.2", "no-clip"], tasks[name])
-        argv = ["report.py", name, "--runs", str(tmp_path / "runs" / name)]
-        monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path / name)])
-        found = report.main()
+        found, _ = make_report(monkeypatch, tmp_path, name, f"runs/{name}", name)
         assert found is None or name == "held-out/log-std" and found.endswith("log-std: 12")
     page = (tmp_path / "held-out/README.md").read_text()
     assert not (tmp_path / "held-out/log-std/README.md").exists()
@@ -373,6 +398,7 @@ def test_a_section_of_another_start_of_a_task(tmp_path, monkeypatch):
     assert noise.points(sweep, "clip-0.2", "Ant") == [(1.5, pytest.approx(1880))] * 3
     assert len(noise.points(sweep, "clip-0.2", "Humanoid")) == 1
     monkeypatch.setattr(noise, "PAGE", tmp_path / "held-out")
+    monkeypatch.setattr(sys, "argv", ["noise.py"])
     noise.main()
     assert (tmp_path / "held-out/log-std/noise.png").exists()
 
@@ -410,8 +436,7 @@ def test_committed_pages_are_those_of_the_committed_csv(name, tmp_path, monkeypa
     pictures, out = [], tmp_path / name
     shutil.copytree(BENCHMARK / "results" / name, out)
     committed = (out / "README.md").read_bytes()
-    monkeypatch.setattr(sys, "argv", ["report.py", name, "--runs", "none", "--out", str(out)])
-    assert report.main() is None
+    assert make_report(monkeypatch, tmp_path, name, "none", name)[0] is None
     assert (out / "README.md").read_bytes() == committed
     assert pictures and set(pictures) <= set(out.rglob("*.png"))
 

@@ -54,7 +54,7 @@ class Segments:
         """Raises Stop(2) unless the replay will fit the disk."""
         files = min(self.most + 2 * self.args.checkpoint_every, self.args.num_iterations)
         needed = files * self.args.num_envs * self.record.itemsize / COMPRESSION / 1e9
-        if self.args.run_dir:  # which has what is not needed any more
+        if self.args.run_dir:  # what is there needs no more room
             needed -= sum(x.stat().st_size for x in self.path(1).parent.glob("*.zip")) / 1e9
         free = shutil.disk_usage(next(x for x in self.path(1).parents if x.is_dir())).free / 1e9
         if needed > free:
