@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_atari
 import torch
 from conftest import ROOT, FakeRun, Program, results, rows
 from torch import nn
@@ -22,6 +23,25 @@ import segments as segments_file
 
 T, N, A, O = 5, 3, 4, 6
 RIVALS = [a2c_atari, acer]
+
+
+AUTHORS = {  # what the papers and baselines have
+    a2c_atari: dict(
+        num_envs=16, num_steps=5, gae_lambda=1.0, norm_adv="none", learning_rate=7e-4,
+        anneal_lr=True, vf_coef=0.25, ent_coef=0.01, max_grad_norm=0.5,
+    ),
+    acer: dict(
+        num_envs=16, num_steps=20, replay_ratio=4, buffer_size=50_000, replay_start=10_000,
+        truncation=10, delta=1, average_decay=0.99, learning_rate=7e-4, q_coef=0.5, ent_coef=0.01,
+        max_grad_norm=10,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rival", AUTHORS)
+def test_defaults_are_the_authors(rival):
+    args = vars(rival.Args())
+    assert {name: args[name] for name in AUTHORS[rival]} == AUTHORS[rival]
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +154,8 @@ def test_first_update_on_policy_is_actor_critics(norm):
     agent = Small()
     reference, average = deepcopy(agent), deepcopy(agent)
     mu = agent.pi_and_q(obs[:-1])[0].detach()
-    args = acer.Args(num_envs=N, num_steps=T, max_grad_norm=norm, learning_rate=0.01)
+    args = dict(max_grad_norm=norm, learning_rate=0.01, ent_coef=0.3)
+    args = acer.Args(num_envs=N, num_steps=T, **args)
     rmsprop = acer.RMSProp(agent.parameters())
     metrics = acer.update(agent, average, rmsprop, args, obs, actions, rewards, dones, mu)
 
@@ -145,7 +166,7 @@ def test_first_update_on_policy_is_actor_critics(norm):
         targets[t] = rewards[t] + 0.99 * (1 - dones[t]) * following
         following = targets[t] - q_taken[t] + value[t]
     pi = torch.distributions.Categorical(pi[:-1])
-    policy = pi.log_prob(actions) * (targets - value[:-1]).detach() + 0.01 * pi.entropy()
+    policy = pi.log_prob(actions) * (targets - value[:-1]).detach() + 0.3 * pi.entropy()
     loss = 0.25 * (targets.detach() - q_taken).square().mean() - policy.mean()
     before = deepcopy(reference.state_dict())
     parameters = list(reference.parameters())
@@ -168,7 +189,8 @@ def test_update_off_policy_sample_by_sample():
     rewards, mu, c, delta = 3 * rewards, distributions(T, N), 1.5, 0.2
     agent, average = Small(), Small()
     reference, grads = deepcopy(agent), {}
-    args = acer.Args(num_envs=N, num_steps=T, max_grad_norm=1e9, truncation=c, delta=delta)
+    args = dict(max_grad_norm=1e9, truncation=c, delta=delta, ent_coef=0.3)
+    args = acer.Args(num_envs=N, num_steps=T, **args)
     rmsprop = SimpleNamespace(
         step=lambda _: grads.update({k: p.grad.clone() for k, p in agent.named_parameters()})
     )
@@ -187,7 +209,7 @@ def test_update_off_policy_sample_by_sample():
             i, ratio = actions[t, n], p[t, n] / mu[t, n]
             g = (1 - c / ratio).clamp(min=0) * (values[t, n] - v[t, n])  # of the correction
             g[i] += min(c, ratio[i]) * (q_ret[t, n] - v[t, n]) / p[t, n, i]
-            g -= 0.01 * (p[t, n].log() + 1)  # of the entropy
+            g -= 0.3 * (p[t, n].log() + 1)  # of the entropy
             k = -far[t, n] / p[t, n]  # of KL[average, pi]
             z[t, n] = g - max(0, (k @ g - delta) / (k @ k)) * k
     q_taken = q[:-1].gather(-1, actions[..., None])[..., 0]
@@ -240,22 +262,39 @@ def a2c_batch(size, *obs_shape):
     return torch.randn(size, *obs_shape), actions, advantages, targets
 
 
-def test_a2c_update_is_a_step_up_eq_9():
+@pytest.mark.parametrize("norm", [0.1, 1e9])
+def test_a2c_update_is_a_step_up_eq_9(norm):
+    args = a2c_atari.Args(cuda=False, ent_coef=0.3, max_grad_norm=norm)
+    agent, (obs, actions, advantages, targets) = Vector(), a2c_batch(8, O)
+    before, rmsprop = deepcopy(agent), a2c_atari.RMSProp(agent.parameters())
+    rate = torch.tensor(0.01)
+    a2c_atari.update(agent, rmsprop, args, rate, obs, actions, advantages, targets)
+    pi, value = before(obs)
+    gain = (pi.logits[range(8), actions] * advantages).mean() + 0.3 * pi.entropy().mean()
+    objective = gain - 0.25 * (value - targets).square().mean()
+    gradients = torch.autograd.grad(objective, list(before.parameters()))
+    total = sum(g.square().sum() for g in gradients).sqrt()
+    assert (total > norm) == (norm == 0.1)
+    for old, p, g in zip(before.parameters(), agent.parameters(), gradients):
+        g = g * min(1, norm / (total + 1e-6))
+        move = 0.01 * g / (0.99 + 0.01 * g.square() + 1e-5).sqrt()
+        torch.testing.assert_close(p - old, move, rtol=1e-6, atol=1e-10)
+
+
+def test_a2c_steps_by_its_schedule(monkeypatch):
     torch.set_default_dtype(torch.float32)
-    args = a2c_atari.Args(network="a3c", cuda=False)
-    agent = ppo_atari.Agent(A, args)
-    reference = deepcopy(agent)
-    obs = torch.randint(0, 256, (8, 84, 84, 4), dtype=torch.uint8)
-    actions, advantages, targets = torch.randint(A, (8,)), torch.randn(8), torch.randn(8)
-    rmsprop = a2c_atari.RMSProp(agent.parameters())
-    a2c_atari.update(agent, rmsprop, args, 0.01, obs, actions, advantages, targets)
-    pi, value = reference(obs)
-    loss = -(pi.logits[range(8), actions] * advantages).mean() - 0.01 * pi.entropy().mean()
-    (loss + 0.25 * (value - targets).square().mean()).backward()
-    nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
-    for p, found in zip(reference.parameters(), agent.parameters()):
-        step = -0.01 * p.grad / (0.99 + 0.01 * p.grad.square() + 1e-5).sqrt()
-        torch.testing.assert_close(found, p + step)
+    rates, function = [], a2c_atari.update
+
+    def spy(agent, rmsprop, args, learning_rate, *rest):
+        rates.append(learning_rate.item())
+        return function(agent, rmsprop, args, learning_rate, *rest)
+
+    monkeypatch.setattr(a2c_atari, "update", spy)
+    for anneal_lr, expected in ((True, [7e-4, 7e-4 * 2 / 3, 7e-4 / 3]), (False, [7e-4] * 3)):
+        args = a2c_atari.Args(num_envs=2, total_timesteps=30, anneal_lr=anneal_lr, cuda=False)
+        rates.clear()
+        a2c_atari.train(args, test_atari.FakeEnvs(2), test_atari.FakeRun())
+        assert rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rival", RIVALS)

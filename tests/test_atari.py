@@ -525,7 +525,7 @@ class FakeEnvs:
 
 
 def reference(args, w):
-    """Algorithm 1 on FakeEnvs from weights w, once more and in float64."""
+    """Algorithm 1 on FakeEnvs from weights w, once more and in float64; epochs of 4 minibatches."""
     envs, rows, norms = FakeEnvs(args.num_envs), [], []
     w = {name: x.clone().requires_grad_() for name, x in w.items()}
     first, second = ({name: torch.zeros_like(x) for name, x in w.items()} for _ in range(2))
@@ -533,7 +533,8 @@ def reference(args, w):
     for iteration in range(args.num_iterations):
         rng = np.random.default_rng((args.seed, 1 + iteration))
         alpha = 1 - iteration / args.num_iterations
-        step_size, epsilon = args.learning_rate * alpha, args.clip_coef * alpha
+        step_size = args.learning_rate * (alpha if args.anneal_lr else 1)
+        epsilon = args.clip_coef * (alpha if args.anneal_clip_coef else 1)
         noise = rng.gumbel(size=(T, N, 3)).astype(np.float32)
         logp, values, rewards, dones = [], [], [], []
         with torch.no_grad():
@@ -559,6 +560,8 @@ def reference(args, w):
 
         metrics = []
         for _ in range(args.update_epochs):
+            if metrics and args.target_kl and np.mean(metrics[-4:], 0)[3] > args.target_kl:
+                break
             for at in np.split(rng.permutation(T * N), T * N // args.minibatch_size):
                 A, target, old_value = (torch.tensor(x[at]) for x in (adv, targets, values))
                 if args.norm_adv == "minibatch":
@@ -603,11 +606,15 @@ def reference(args, w):
             network="a3c", norm_adv="minibatch", clip_log_ratio=True, clip_vloss=0.05,
             max_grad_norm=1.5, bootstrap_truncated=False, gamma=0.9, gae_lambda=0.8, vf_coef=0.5,
         ),
+        dict(
+            anneal_lr=False, anneal_clip_coef=False, norm_adv="none", max_grad_norm=None,
+            target_kl=0.003,
+        ),
     ],
-    ids=["defaults", "others"],
+    ids=["defaults", "others", "constant"],
 )  # fmt: skip
 def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
-    """Actions, metrics and weights of 3 epochs of 4 minibatches, all annealed, in float64."""
+    """Actions, metrics and weights of 3 epochs of 4 minibatches, in float64."""
     size = dict(num_envs=2, num_steps=8, minibatch_size=4, total_timesteps=32)
     args = ppo_atari.Args(**size, seed=3, learning_rate=1e-3, cuda=False, **flags)
     notes, envs = FakeRun(), FakeEnvs(2)
@@ -627,8 +634,35 @@ def test_two_iterations_equal_an_independent_implementation(flags, monkeypatch):
     for name, x in weights.items():
         np.testing.assert_allclose(agent.state_dict()[name], x.detach(), rtol=1e-5, atol=1e-7)
         assert (x - notes.weights[name]).abs().max() > 1e-5
-    assert len({norm > args.max_grad_norm for norm in norms}) == (2 if flags else 1)
+    if args.max_grad_norm:
+        assert len({norm > args.max_grad_norm for norm in norms}) == (2 if flags else 1)
+    epochs = (3, 3) if args.target_kl is None else (1, 3)
+    assert len(norms) == 4 * sum(epochs)
     assert all(row["clip_fraction"] > 0 for row in notes.rows)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "normc"])
+@pytest.mark.parametrize("network", ["nature", "a3c"])
+def test_initial_weights(network, init):
+    """Orthogonal, or of unit norm into each unit, times a gain; biases of 0."""
+    agent = ppo_atari.Agent(6, ppo_atari.Args(network=network, init=init))
+    for layer in (*agent.convs[::2], agent.hidden, agent.actor, agent.critic):
+        gain = {agent.actor: 0.01, agent.critic: 1.0}.get(layer, 2**0.5)
+        rows = layer.weight.detach().flatten(1)
+        found = torch.linalg.svdvals(rows) if init == "orthogonal" else rows.norm(dim=1)
+        expected = torch.full_like(found, gain if init == "orthogonal" else min(gain, 1))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_convolutions_are_in_float32_and_repeat_themselves(deterministic, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not deterministic)
+    flags = dict(cuda=False, num_threads=1, torch_deterministic=deterministic)
+    ppo_atari.prepare(ppo_atari.Args(**flags))
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic == deterministic
 
 
 @needs_gpu

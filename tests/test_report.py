@@ -84,6 +84,10 @@ def test_improvement_counts_pairs():
     assert stats.beats(x, y) == pytest.approx(by_hand)
     assert stats.beats(x, y) + stats.beats(y, x) == pytest.approx([1, 1])
     assert stats.all_pairs([x, y]) == pytest.approx([*by_hand, np.mean(by_hand)])
+    rows = {"x": x, "y": y, "z": [a + 0.5 for a in x]}
+    pairs = [stats.beats(rows[a], rows[b]) for a, b in (("x", "y"), ("x", "z"), ("y", "z"))]
+    expected = np.concatenate([[*pair, pair.mean()] for pair in pairs])
+    assert stats.all_pairs(list(rows.values())) == pytest.approx(expected)
     many = stats.beats([np.stack([a, a]) for a in x], [np.stack([a, a]) for a in y])
     assert many == pytest.approx(np.stack([by_hand, by_hand], -1))
 
@@ -103,6 +107,8 @@ def test_wins_share_ties():
 def test_lead_is_a_share_of_the_larger():
     gap, p = stats.lead(pd.Series([2.0, -10, 0, 5]), pd.Series([1.0, -40, 0, 10]))
     assert gap.tolist() == [0.5, 0.75, 0, -0.5] and p == 1
+    _, p = stats.lead(pd.Series([2.0] * 6 + [0, 0]), pd.Series([1.0] * 6 + [0, 0]))
+    assert p == pytest.approx(2 / 2**6)  # ties do not count
 
 
 def test_both_readings_of_best_result():
@@ -174,6 +180,17 @@ def test_curve_is_the_mean_of_each_hundredth():
     assert found.iloc[1, :4].tolist() == [20, 7, 0.2, 0.2] and np.isnan(found["kl_coef"].iloc[1])
     assert found["entropy"].tolist() == [3, 3]
     assert len(report.curve(pd.DataFrame(), pd.DataFrame(), 1000)) == 0
+
+
+def test_what_runs_csv_says_of_the_kl(tmp_path):
+    """Mean and highest of the updates, the share within 1.5 times d_targ, the last entropy."""
+    make_run(tmp_path / "run", 1, 0.0, adapt_kl_coef=True, kl_target=0.01)
+    rows = ["250,4,.1,.014", "500,3,.2,.016", "750,2,.3,.007", "1000,1,.4,.006"]
+    head = "global_step,entropy,clip_fraction,final_kl"
+    (tmp_path / "run/metrics.csv").write_text("\n".join([head, *rows, ""]))
+    row, _ = report.collect_run(tmp_path / "run")
+    found = [row[x] for x in ("kl_held", "kl_mean", "kl_max", "clip_fraction", "entropy")]
+    assert found == pytest.approx([0.5, 0.01075, 0.016, 0.25, 1])
 
 
 @pytest.fixture

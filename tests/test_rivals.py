@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_update
 import torch
 from conftest import ROOT, FakeRun, Program, results, rows
 from torch import nn
@@ -34,7 +36,21 @@ FAST = {  # so that a few thousand steps show something
     cem: "--population 20",
 }
 CASES = [pytest.param(rival, [], id=rival.__name__) for rival in RIVALS]
-CASES += [pytest.param(a2c, ["--trust-region", "--delta", "0.1"], id="a2c-trust-region")]
+TRUST_REGION = ["--trust-region", "--delta", "0.5", "--learning-rate", "1.4e-2"]
+CASES += [pytest.param(a2c, TRUST_REGION, id="a2c-trust-region")]
+
+
+AUTHORS = {  # where the authors of a rival name settings
+    trpo: dict(max_kl=0.01, cg_iterations=10, damping=0.1, gamma=0.995, gae_lambda=0.97),
+    vpg: dict(learning_rate=1e-3, gamma=0.99, gae_lambda=0.97),
+    a2c: dict(num_steps=5, gae_lambda=1.0, norm_adv="none", vf_coef=0.25, max_grad_norm=0.5),
+}
+
+
+@pytest.mark.parametrize("rival", AUTHORS, ids=lambda rival: rival.__name__)
+def test_defaults_are_the_authors(rival):
+    args = vars(rival.Args())
+    assert {name: args[name] for name in AUTHORS[rival]} == AUTHORS[rival]
 
 
 def agent_of(hidden=4, **flags):
@@ -216,6 +232,30 @@ def test_vpg_takes_one_step_a_batch():
         torch.testing.assert_close(p.detach() - old, 1e-3 * g.sign(), rtol=1e-3, atol=1e-9)
 
 
+def test_value_step_goes_down_the_mean_square_error():
+    """As above, down the error of V [M] and its targets [M]."""
+    agent = agent_of()
+    x, targets = torch.randn(64, O, dtype=torch.float64), torch.randn(64, dtype=torch.float64)
+    parameters = list(agent.critic.parameters())
+    before = [p.detach().clone() for p in parameters]
+    error = (agent.critic(x)[:, 0] - targets).square().mean()
+    gradient = torch.autograd.grad(error, parameters)
+    adam = ppo.Adam(parameters, eps=1e-12)
+    found = vpg.value_step(agent.critic, adam, torch.tensor(1e-3), x, targets)
+    assert found.item() == pytest.approx(error.item())
+    for old, p, g in zip(before, parameters, gradient):
+        torch.testing.assert_close(p.detach() - old, -1e-3 * g.sign(), rtol=1e-3, atol=1e-9)
+
+
+def test_quality_is_the_share_of_the_variance_that_the_values_explain():
+    agent = agent_of()
+    x, targets = torch.randn(T, N, O, dtype=torch.float64), torch.arange(2.0 * T).view(T, N)
+    found = [vpg.quality(agent, x, values, targets) for values in (targets + 7, 0 * targets)]
+    assert [row["explained_variance"] for row in found] == [1, 0]
+    entropy = (agent.log_std + math.log(2 * math.pi * math.e) / 2).sum().item()
+    assert found[0]["entropy"] == pytest.approx(entropy)
+
+
 def test_values_are_fitted_to_their_targets():
     """Every pass sees every row once; the mean error is that of all minibatches."""
     x, targets, seen = torch.arange(12.0).view(6, 2, 1), torch.arange(12.0).view(6, 2), []
@@ -242,6 +282,15 @@ def test_rmsprop_is_tensorflows():
         square = 0.99 * square + 0.01 * g**2
         w = w + 0.1 * g / np.sqrt(square + 1e-5)
     np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-5)
+
+
+def test_rmsprop_has_eps_under_the_root():
+    """Seen where the squares that began at 1 are small, as late in a run."""
+    p = nn.Parameter(torch.zeros(1))
+    rmsprop, p.grad = actor_critic.RMSProp([p]), torch.full((1,), 1e-3)
+    rmsprop.squares[0].zero_()
+    rmsprop.step(torch.tensor(0.1))
+    assert p.item() == pytest.approx(1e-4 / math.sqrt(1e-8 + 1e-5), rel=1e-4)
 
 
 def closest(g, k, delta):
@@ -356,10 +405,11 @@ def test_learns(rival, flags):
     run = trained(rival, *flags, "--total-timesteps", steps, "--seed", "3")
     scores = [score for _, score, _ in run.episodes]
     assert len(scores) > 0.09 * steps
-    assert np.mean(scores[-100:]) > 0.8 * np.mean(scores[:100])  # 0 is perfect
+    assert np.mean(scores[-100:]) > -10 / 3  # the most without a look at the observation
     if rival is a2c:  # decreases linearly
         rates = [row["learning_rate"] for row in run.rows]
-        expected = [7e-3 * (1 - i / len(rates)) for i in range(len(rates))]
+        first = 1.4e-2 if flags else 7e-3
+        expected = [first * (1 - i / len(rates)) for i in range(len(rates))]
         assert rates == pytest.approx(expected, rel=1e-5)
     if rival is vpg:
         for row, next_row in zip(run.rows, run.rows[1:]):
@@ -378,6 +428,77 @@ def test_cem_draws_with_its_noise_added():
     """The first generation's policies are as far apart as init_std and extra_std together say."""
     argv = "--total-timesteps", "4000", "--init-std", "0.3", "--extra-std", "0.4"
     assert trained(cem, *argv).rows[0]["mean_std"] == pytest.approx(0.5)
+
+
+def test_cem_draws_around_its_elite_and_drops_a_generation_that_was_cut(monkeypatch):
+    """25 policies of one step each, in generations of ten, of which the best two are kept."""
+    played = []
+
+    def play(args, envs, act, noise, seen):
+        net = act.function.__self__.net
+        played.append(trpo.flat(net.parameters()).detach().numpy().copy())
+        seen.append(np.zeros(3, np.float32))
+        envs.global_step += 1
+        return score(played[-1])
+
+    def score(weights):
+        return -np.square(weights - 1).sum().item()
+
+    monkeypatch.setattr(cem, "play", play)
+    args = cem.Args(population=10, elite=0.2, total_timesteps=25, extra_std=0.3, compile=False)
+    envs = SimpleNamespace(obs_size=3, action_size=2, obs=ppo.zeros(1, 3), global_step=0)
+    policy = cem.train(args, envs, FakeRun())
+    assert len(played) == 25
+    best = [np.array(sorted(played[i : i + 10], key=score)[-2:]) for i in (0, 10)]
+    for i, done in ((0, 10 / 25), (1, 20 / 25)):
+        std = np.sqrt(best[i].var(0) + cem.noise_std(0.3, done) ** 2)
+        draws = ppo.generator(args.seed, i + 2).standard_normal((10, len(std)), np.float32)
+        expected = (best[i].mean(0) + std * draws)[: len(played[10 * i + 10 :][:10])]
+        np.testing.assert_allclose(played[10 * i + 10 :][:10], expected, rtol=1e-4, atol=1e-5)
+    mean = trpo.flat(policy.net.parameters()).detach()
+    np.testing.assert_allclose(mean, best[1].mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_a2c_steps_by_its_schedule_up_n_step_returns(monkeypatch):
+    """What update() gets: the annealed step size; returns of all steps to the rollout's end."""
+    calls, function, (steps, games) = [], a2c.update, (test_update.T, test_update.N)
+
+    def spy(agent, average, rmsprop, args, rate, obs, actions, advantages, targets):
+        with torch.no_grad():
+            calls.append((rate.item(), agent(obs)[1], advantages.clone(), targets.clone()))
+        return function(agent, average, rmsprop, args, rate, obs, actions, advantages, targets)
+
+    monkeypatch.setattr(a2c, "update", spy)
+    args = dict(num_envs=games, num_steps=steps, total_timesteps=3 * steps * games, gamma=0.9)
+    args |= dict(norm_reward=False, bootstrap_truncated=False, compile=False)
+    a2c.train(a2c.Args(**args), envs := test_update.FakeEnvs("f"), FakeRun())
+    assert len(calls) == 3
+    for i, (rate, values, advantages, targets) in enumerate(calls):
+        assert rate == pytest.approx(2e-3 * (1 - i / 3))
+        _, _, rewards, _, dones, *_ = envs.rollout(i)
+        found = targets.view(steps, games).numpy()
+        expected = rewards[:-1] + 0.9 * (1 - dones[:-1]) * found[1:]
+        np.testing.assert_allclose(found[:-1], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(advantages, targets - values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rival", [vpg, trpo], ids=lambda rival: rival.__name__)
+def test_final_kl_is_from_the_old_policy_to_the_new_one(rival, monkeypatch):
+    calls, function = [], rival.estimate
+
+    def spy(args, agent, *rest):
+        calls.append((deepcopy(agent), rest[-1].obs))
+        return function(args, agent, *rest)
+
+    monkeypatch.setattr(rival, "estimate", spy)
+    far = ("--learning-rate", "0.1") if rival is vpg else ("--max-kl", "0.1")
+    run = trained(rival, *far, "--total-timesteps", "512", "--no-norm-obs", "--no-compile")
+    ((agent, obs),) = calls
+    with torch.no_grad():
+        old, new = (Normal(a.actor(obs), a.log_std.exp()) for a in (agent, run.state["agent"]))
+        expected, other = (kl_divergence(*x).sum(-1).mean() for x in ((old, new), (new, old)))
+    assert run.rows[0]["final_kl"] == pytest.approx(expected.item(), rel=1e-3)
+    assert other.item() != pytest.approx(expected.item(), rel=1e-2)
 
 
 def test_cem_plays_no_more_than_10000_steps_of_a_policy():

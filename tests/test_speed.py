@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -49,6 +50,18 @@ def test_programs_do_the_same_work(algorithm, monkeypatch, tmp_path):
     for program in found.values():
         line = " ".join(map(str, program.words))
         assert "--env-id {task} --total-timesteps {steps} --seed {seed}" in line
+
+
+def test_what_is_not_run_is_extrapolated(monkeypatch, tmp_path):
+    """Eight iterations of 100 steps, each 2 s, end 1 s before the program; it began after 5 s."""
+    use, ends = SimpleNamespace(ru_utime=1, ru_stime=1, ru_maxrss=2**20), range(1, 9)
+    result = 0, 22.0, use, {i: 5 + 2.0 * i for i in ends}, ""
+    monkeypatch.setattr(speed, "run", lambda *_: result)
+    args = SimpleNamespace(own_steps=0, peer_steps=800, steps=8000, batch=100, cores=1, atari=False)
+    program = speed.Program([sys.executable, "peer.py"])
+    row = speed.measure("peer", program, "Hopper", 1, tmp_path, args)
+    found = [row[x] for x in ("marginal_us", "startup_s", "seconds", "sps")]
+    assert found == pytest.approx([2e4, 6, 166, 8000 / 166])
 
 
 def test_any_commands(monkeypatch):

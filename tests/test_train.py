@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from conftest import MUJOCO_SCRIPTS, FakeRun, Program, results, rows
+from conftest import ALL, MUJOCO_SCRIPTS, FakeRun, Program, results, rows
 
 
 def train(script, env_id, **flags):
@@ -136,6 +136,30 @@ def test_observations_of_any_space_are_flattened(script, name):
         envs.step(np.zeros((2, 1), np.float32))
     agent, _ = train(script, f"{name}-v0", num_envs=2, num_steps=32, total_timesteps=64)
     assert agent.obs_moments.mean.shape == gym.spaces.flatten(space, space.sample()).shape
+
+
+TABLE_3 = dict(
+    num_steps=2048, learning_rate=3e-4, update_epochs=10, minibatch_size=64, gamma=0.99,
+    gae_lambda=0.95,
+)  # fmt: skip
+TABLE_5 = dict(
+    num_steps=128, learning_rate=2.5e-4, anneal_lr=True, update_epochs=3, minibatch_size=32 * 8,
+    gamma=0.99, gae_lambda=0.95, num_envs=8, clip_coef=0.1, anneal_clip_coef=True, vf_coef=1.0,
+    ent_coef=0.01,
+)  # fmt: skip
+OBJECTIVES = {  # of section 6.1, and the adaptation of section 4
+    "ppo_continuous": dict(clip_coef=0.2, clip_log_ratio=False),
+    "ppo_noclip": dict(surrogate="cpi"),
+    "ppo_klpen": dict(kl_coef=1.0, adapt_kl_coef=True, kl_tolerance=1.5, kl_factor=2.0),
+}
+
+
+@pytest.mark.parametrize("script", ALL)
+def test_defaults_are_the_papers(script):
+    own = OBJECTIVES.get(script.__name__)
+    expected = TABLE_5 if own is None else TABLE_3 | own
+    args = vars(script.Args())
+    assert {name: args[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
