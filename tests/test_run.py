@@ -174,6 +174,14 @@ def started(program, run):
     )
 
 
+def held(cwd, *argv):
+    """A program in cwd with a checkpoint, that waits in its third of eight iterations."""
+    cwd.mkdir(exist_ok=True)
+    (cwd / "hold").touch()
+    program = Program(ppo_continuous, cwd, *TOY, "--env-id", "toys:Holds-v0", *argv)
+    return program.until((cwd / "run/checkpoint.pt").exists)
+
+
 @pytest.mark.parametrize("script", MUJOCO_SCRIPTS)
 def test_killed_at_any_instant_it_ends_with_the_same_bytes(script, whole, tmp_path):
     """SIGKILL, six times at random, often while a checkpoint is being written."""
@@ -424,9 +432,9 @@ def test_eval_refuses_a_task_that_is_not_the_agents(finished, tmp_path):
 def test_checkpoint_is_replaced_not_overwritten(tmp_path):
     """No instant knows half of one: whoever holds the old file keeps it whole."""
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
-    program = Program(ppo_continuous, cwd, *TOY, "--checkpoint-every", 1)
-    program.until((run / "checkpoint.pt").exists)
+    program = held(cwd, "--checkpoint-every", 1)
     os.link(run / "checkpoint.pt", cwd / "old.pt")
+    (cwd / "hold").unlink()
     assert program.wait() == 0
     assert torch.load(cwd / "old.pt", weights_only=True)["progress"][0] < 8
     assert torch.load(run / "checkpoint.pt", weights_only=True)["progress"][0] == 8
@@ -439,15 +447,15 @@ def test_full_disk_leaves_the_last_checkpoint(limit, finished, tmp_path):
     What it left of the file that it was writing is in nobody's way.
     """
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
-    argv = *TOY, "--checkpoint-every", 1
-    program = Program(ppo_continuous, cwd, *argv).until((run / "checkpoint.pt").exists)
+    program = held(cwd, "--checkpoint-every", 1)
     resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    (cwd / "hold").unlink()
     assert program.wait() == 1
     assert program.err.count("\n") == 1 and "too large" in program.err
     torch.load(run / "checkpoint.pt", weights_only=True)
     if limit > 1000:  # there is room for this
         assert json.loads((run / "summary.json").read_text())["status"] == "failed"
-    assert Program(ppo_continuous, cwd, *argv).wait() == 0
+    assert Program(ppo_continuous, cwd, *TOY, "--env-id", "toys:Holds-v0").wait() == 0
     assert results(run) == results(finished(ppo_continuous) / "run")
 
 
@@ -467,8 +475,9 @@ def test_full_disk_at_the_start_ends_with_1(limit, finished, tmp_path):
 
 def test_vanished_directory_ends_the_run_with_1(tmp_path):
     cwd, run = tmp_path / "cwd", tmp_path / "cwd/run"
-    program = started(Program(ppo_continuous, cwd, *TOY, "--checkpoint-every", 1), run)
+    program = held(cwd, "--checkpoint-every", 1)
     run.rename(cwd / "elsewhere")
+    (cwd / "hold").unlink()
     assert program.wait() == 1
     assert program.err.count("\n") == 1 and "Traceback" not in program.err
 

@@ -68,6 +68,18 @@ class Slow(Toy):
         return super().step(action)
 
 
+class Holds(Toy):
+    """Waits after 300 steps while there is a file named hold."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        while self.steps > 300 and Path("hold").exists():
+            time.sleep(0.005)
+        return super().step(action)
+
+
 class FickleObs(Toy):
     """Shows other numbers in every process, whatever the seed."""
 
@@ -711,8 +723,8 @@ SPACES = {
     "Word": Text(4, min_length=4, charset="ab"),
 }
 
-short = Toy, PaysNothing, PaysNaN, Model, Slow, FickleObs, FickleReward, FickleEnd, Rotten, Raises
-for toy in short:
+short = Toy, PaysNothing, PaysNaN, Model, Slow, Holds, Rotten, Raises
+for toy in (*short, FickleObs, FickleReward, FickleEnd):
     gym.register(f"{toy.__name__}-v0", toy, max_episode_steps=10)
 gym.register("Long-v0", Toy, max_episode_steps=300)
 gym.register("ShowsNaN-v0", Shows, kwargs={"shown": [np.nan]})
