@@ -15,6 +15,10 @@ from report import PAGES, Sweep
 
 PAGE = Path(__file__).resolve().parent / "results/held-out"
 HALFWAY = 500_000  # steps
+plots.STYLE.update({  # of the wider range
+    "clip-0.05": ("#C4E3F8", "-"), "clip-0.5": ("#00131F", "-"), "fixed-kl-0.03": ("#F8E0ED", ":"),
+    "fixed-kl-0.1": ("#F0C5DD", ":"), "fixed-kl-30": ("#26081A", ":"),
+})  # fmt: skip
 COPIES = {"of-clip": "D", "unclipped": "v", "only": "P", "held": "s", "clipped": "X"}  # markers
 
 
@@ -30,7 +34,7 @@ def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     sweep = Sweep(PAGE / "log-std", PAGE, **PAGES["held-out/log-std"][2])
     tasks = [x for x in sweep.tasks if "@" not in x]
-    figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 5.2))
+    figure, axes = plt.subplots(1, len(tasks) + 1, figsize=(4 * len(tasks) + 3, 6.6))
     # NAME-std-COPY and NAME-grad-clipped have the colour of NAME
     bases = {s: s.replace("-grad-", "-std-").partition("-std-")[::2] for s in sweep.label}
     look = plots.looks(dict.fromkeys(base for base, _ in bases.values()))
